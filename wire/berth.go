@@ -1,0 +1,34 @@
+package wire
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// PathBerth is where berth's own additions to the HTTP API live; nothing else does.
+const PathBerth = "/api/v2/berth/"
+
+// AgentSummary is one row of GET /api/v2/berth/agents.
+type AgentSummary struct {
+	ID             uuid.UUID   `json:"id"`
+	Name           string      `json:"name"`
+	Status         AgentStatus `json:"status"`
+	LifecycleState string      `json:"lifecycle_state"`
+	Version        string      `json:"version,omitempty"`
+	InstanceID     string      `json:"instance_id,omitempty"`
+	CreatedAt      time.Time   `json:"created_at"`
+	LastSeenAt     *time.Time  `json:"last_seen_at,omitempty"`
+}
+
+// CreateAgent is the body of POST /api/v2/berth/agents.
+type CreateAgent struct {
+	Name string `json:"name"`
+}
+
+// CreatedAgent answers it. The token is shown this once; the server keeps only its hash.
+type CreatedAgent struct {
+	ID    uuid.UUID `json:"id"`
+	Name  string    `json:"name"`
+	Token string    `json:"token"`
+}

@@ -1,0 +1,278 @@
+package wire
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// AWSInstanceIdentity is the body of POST workspaceagents/aws-instance-identity.
+type AWSInstanceIdentity struct {
+	// Signature is base64 as the metadata service gave it, Document the exact bytes it signs.
+	Signature string `json:"signature"`
+	Document  string `json:"document"`
+	// AgentName selects among several agents of one instance; empty when there is one.
+	AgentName string `json:"agent_name,omitempty"`
+}
+
+// SessionToken answers an identity exchange. The token is for the holder only.
+type SessionToken struct {
+	SessionToken string `json:"session_token"`
+}
+
+// PatchAppStatus is the body of PATCH workspaceagents/me/app-status.
+type PatchAppStatus struct {
+	AppSlug string `json:"app_slug"`
+	// State is working, idle, complete or failure.
+	State string `json:"state"`
+	// Message is at most [MaxAppStatusMessage] bytes.
+	Message string `json:"message"`
+	URI     string `json:"uri"`
+}
+
+// PostLogSource is the body of POST workspaceagents/me/log-source.
+type PostLogSource struct {
+	ID          uuid.UUID `json:"id"`
+	DisplayName string    `json:"display_name"`
+	Icon        string    `json:"icon"`
+}
+
+// LogSource is one origin of log lines of an agent.
+type LogSource struct {
+	WorkspaceAgentID uuid.UUID `json:"workspace_agent_id"`
+	ID               uuid.UUID `json:"id"`
+	CreatedAt        time.Time `json:"created_at"`
+	DisplayName      string    `json:"display_name"`
+	Icon             string    `json:"icon"`
+}
+
+// PatchLogs is the body of PATCH workspaceagents/me/logs.
+type PatchLogs struct {
+	LogSourceID uuid.UUID  `json:"log_source_id"`
+	Logs        []PatchLog `json:"logs"`
+}
+
+// PatchLog is one line sent by [PatchLogs]. The server stamps its own time.
+type PatchLog struct {
+	CreatedAt time.Time `json:"created_at"`
+	Output    string    `json:"output"`
+	// Level is trace, debug, info, warn or error; empty means info.
+	Level string `json:"level"`
+}
+
+// LogEntry is one stored line. IDs grow within an agent.
+type LogEntry struct {
+	ID        int64     `json:"id"`
+	CreatedAt time.Time `json:"created_at"`
+	Output    string    `json:"output"`
+	Level     string    `json:"level"`
+	SourceID  uuid.UUID `json:"source_id"`
+}
+
+// ConnectionInfo answers GET {id}/connection: what a client needs to join the mesh.
+type ConnectionInfo struct {
+	DERPMap                  *DERPMap `json:"derp_map"`
+	DERPForceWebSockets      bool     `json:"derp_force_websockets"`
+	DisableDirectConnections bool     `json:"disable_direct_connections"`
+	HostnameSuffix           string   `json:"hostname_suffix,omitempty"`
+}
+
+// BuildInfo answers GET buildinfo.
+type BuildInfo struct {
+	ExternalURL    string `json:"external_url"`
+	Version        string `json:"version"`
+	DashboardURL   string `json:"dashboard_url"`
+	Telemetry      bool   `json:"telemetry"`
+	WorkspaceProxy bool   `json:"workspace_proxy"`
+	// AgentAPIVersion is always "1.0" and says nothing about the RPC version.
+	AgentAPIVersion       string `json:"agent_api_version"`
+	ProvisionerAPIVersion string `json:"provisioner_api_version"`
+	UpgradeMessage        string `json:"upgrade_message"`
+	DeploymentID          string `json:"deployment_id"`
+}
+
+// ListeningPorts answers listening-ports, of the agent and of the server.
+type ListeningPorts struct {
+	Ports []ListeningPort `json:"ports"`
+}
+
+// ListeningPort is one port that something listens on. The first three fields are the stock ones;
+// the others are berth's additions and empty where they cannot be read.
+type ListeningPort struct {
+	ProcessName string `json:"process_name"`
+	// Network is "tcp" or "udp".
+	Network string `json:"network"`
+	Port    uint16 `json:"port"`
+
+	// Addresses the port is bound to, such as "0.0.0.0" or "::1".
+	Addresses []string   `json:"addresses,omitempty"`
+	PID       int        `json:"pid,omitempty"`
+	Command   string     `json:"command,omitempty"`
+	User      string     `json:"user,omitempty"`
+	Container string     `json:"container,omitempty"`
+	StartedAt *time.Time `json:"started_at,omitempty"`
+}
+
+// Containers answers containers, of the agent and of the server.
+type Containers struct {
+	Devcontainers []Devcontainer `json:"devcontainers"`
+	Containers    []Container    `json:"containers"`
+	Warnings      []string       `json:"warnings,omitempty"`
+}
+
+// Container is one container beside an agent. Engine is berth's addition.
+type Container struct {
+	CreatedAt time.Time         `json:"created_at"`
+	ID        string            `json:"id"`
+	Name      string            `json:"name"`
+	Image     string            `json:"image"`
+	Labels    map[string]string `json:"labels"`
+	Running   bool              `json:"running"`
+	Ports     []ContainerPort   `json:"ports"`
+	// Status is "running", "exited successfully" or "exited with code N".
+	Status string `json:"status"`
+	// Volumes maps a source on the host to its place in the container.
+	Volumes map[string]string `json:"volumes"`
+	// Engine names the engine it runs on, such as "docker" or "podman (root)".
+	Engine string `json:"engine,omitempty"`
+}
+
+// ContainerPort is a port of a container; the host fields are set when it is published.
+type ContainerPort struct {
+	Port     uint16 `json:"port"`
+	Network  string `json:"network"`
+	HostIP   string `json:"host_ip,omitempty"`
+	HostPort uint16 `json:"host_port,omitempty"`
+}
+
+// Devcontainer is a development container that the agent manages.
+type Devcontainer struct {
+	ID              uuid.UUID     `json:"id"`
+	Name            string        `json:"name"`
+	WorkspaceFolder string        `json:"workspace_folder"`
+	ConfigPath      string        `json:"config_path,omitempty"`
+	SubagentID      uuid.NullUUID `json:"subagent_id"`
+	Status          string        `json:"status"`
+	Dirty           bool          `json:"dirty"`
+	Container       *Container    `json:"container,omitempty"`
+	Error           string        `json:"error,omitempty"`
+}
+
+// Agent answers GET workspaceagents/{id}.
+type Agent struct {
+	ID                       uuid.UUID          `json:"id"`
+	ResourceID               uuid.UUID          `json:"resource_id"`
+	ParentID                 uuid.NullUUID      `json:"parent_id"`
+	CreatedAt                time.Time          `json:"created_at"`
+	UpdatedAt                time.Time          `json:"updated_at"`
+	FirstConnectedAt         *time.Time         `json:"first_connected_at,omitempty"`
+	LastConnectedAt          *time.Time         `json:"last_connected_at,omitempty"`
+	DisconnectedAt           *time.Time         `json:"disconnected_at,omitempty"`
+	StartedAt                *time.Time         `json:"started_at,omitempty"`
+	ReadyAt                  *time.Time         `json:"ready_at,omitempty"`
+	Status                   AgentStatus        `json:"status"`
+	LifecycleState           string             `json:"lifecycle_state"`
+	Name                     string             `json:"name"`
+	Architecture             string             `json:"architecture"`
+	OperatingSystem          string             `json:"operating_system"`
+	InstanceID               string             `json:"instance_id,omitempty"`
+	EnvironmentVariables     map[string]string  `json:"environment_variables"`
+	LogsLength               int32              `json:"logs_length"`
+	LogsOverflowed           bool               `json:"logs_overflowed"`
+	Directory                string             `json:"directory,omitempty"`
+	ExpandedDirectory        string             `json:"expanded_directory,omitempty"`
+	Version                  string             `json:"version"`
+	APIVersion               string             `json:"api_version"`
+	Apps                     []App              `json:"apps"`
+	Latency                  map[string]Latency `json:"latency,omitempty"`
+	ConnectionTimeoutSeconds int32              `json:"connection_timeout_seconds"`
+	TroubleshootingURL       string             `json:"troubleshooting_url"`
+	Subsystems               []string           `json:"subsystems"`
+	Health                   AgentHealth        `json:"health"`
+	DisplayApps              []string           `json:"display_apps"`
+	LogSources               []LogSource        `json:"log_sources"`
+	Scripts                  []Script           `json:"scripts"`
+	StartupScriptBehavior    string             `json:"startup_script_behavior"`
+}
+
+// AgentStatus is the state of an agent's connection to the server.
+type AgentStatus string
+
+// The states of a connection.
+const (
+	AgentConnecting   AgentStatus = "connecting"
+	AgentConnected    AgentStatus = "connected"
+	AgentDisconnected AgentStatus = "disconnected"
+	AgentTimeout      AgentStatus = "timeout"
+)
+
+// Latency is the round trip from an agent to a relay region.
+type Latency struct {
+	Preferred    bool    `json:"preferred"`
+	Milliseconds float64 `json:"latency_ms"`
+}
+
+// AgentHealth tells whether an agent is well, and what is wrong if not.
+type AgentHealth struct {
+	Healthy bool   `json:"healthy"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+// Script is a start, stop or cron script of an agent.
+type Script struct {
+	ID               uuid.UUID     `json:"id"`
+	LogSourceID      uuid.UUID     `json:"log_source_id"`
+	LogPath          string        `json:"log_path"`
+	Script           string        `json:"script"`
+	Cron             string        `json:"cron"`
+	RunOnStart       bool          `json:"run_on_start"`
+	RunOnStop        bool          `json:"run_on_stop"`
+	StartBlocksLogin bool          `json:"start_blocks_login"`
+	Timeout          time.Duration `json:"timeout"`
+	DisplayName      string        `json:"display_name"`
+	ExitCode         *int32        `json:"exit_code,omitempty"`
+	Status           string        `json:"status,omitempty"`
+}
+
+// App is something in a workspace that people open or watch.
+type App struct {
+	ID            uuid.UUID   `json:"id"`
+	URL           string      `json:"url,omitempty"`
+	External      bool        `json:"external"`
+	Slug          string      `json:"slug"`
+	DisplayName   string      `json:"display_name,omitempty"`
+	Command       string      `json:"command,omitempty"`
+	Icon          string      `json:"icon,omitempty"`
+	Subdomain     bool        `json:"subdomain"`
+	SubdomainName string      `json:"subdomain_name,omitempty"`
+	SharingLevel  string      `json:"sharing_level"`
+	Healthcheck   Healthcheck `json:"healthcheck"`
+	// Health is disabled, initializing, healthy or unhealthy.
+	Health   string      `json:"health"`
+	Group    string      `json:"group,omitempty"`
+	Hidden   bool        `json:"hidden"`
+	OpenIn   string      `json:"open_in"`
+	Tooltip  string      `json:"tooltip,omitempty"`
+	Statuses []AppStatus `json:"statuses"`
+}
+
+// Healthcheck tells how an agent checks an app. Interval is in seconds.
+type Healthcheck struct {
+	URL       string `json:"url"`
+	Interval  int32  `json:"interval"`
+	Threshold int32  `json:"threshold"`
+}
+
+// AppStatus is what a program said of itself at one moment.
+type AppStatus struct {
+	ID                 uuid.UUID `json:"id"`
+	CreatedAt          time.Time `json:"created_at"`
+	WorkspaceID        uuid.UUID `json:"workspace_id"`
+	AgentID            uuid.UUID `json:"agent_id"`
+	AppID              uuid.UUID `json:"app_id"`
+	State              string    `json:"state"`
+	Message            string    `json:"message"`
+	URI                string    `json:"uri"`
+	Icon               string    `json:"icon"`
+	NeedsUserAttention bool      `json:"needs_user_attention"`
+}

@@ -1,0 +1,55 @@
+package wire
+
+import "time"
+
+// How a request carries its token. A server takes either; a stock agent of 2025 sends only the cookie.
+const (
+	HeaderSessionToken = "Coder-Session-Token"
+	CookieSessionToken = "coder_session_token"
+)
+
+// HeaderBuildVersion stands on every response of a control server.
+const HeaderBuildVersion = "X-Coder-Build-Version"
+
+// TCP ports that an agent serves on its tailnet address. Every other port is forwarded to loopback.
+const (
+	PortSSH         = 1
+	PortPTY         = 2
+	PortSpeedtest   = 3
+	PortHTTP        = 4
+	PortSSHStandard = 22
+
+	// FirstUserPort is the lowest port a port list shows: those below are the agent's own.
+	FirstUserPort = 9
+)
+
+// Limits of the protocol, in bytes.
+const (
+	// MaxMessage bounds one RPC message: what stock peers accept before they answer "data overflow".
+	MaxMessage = 4 << 20
+	// MaxLogBatch bounds one BatchCreateLogs, counting each entry as its output plus LogEntryOverhead.
+	MaxLogBatch      = 1 << 20
+	LogEntryOverhead = 21
+	// MaxFollowMessage bounds one message of a followed log: stock readers refuse longer ones.
+	MaxFollowMessage = 32 << 10
+	// MaxAppStatusMessage bounds the message of an app status.
+	MaxAppStatusMessage = 160
+	// MaxMetadataValue bounds one metadata value or error; MaxMetadataKeys the sum of all keys of a batch.
+	MaxMetadataValue = 2048
+	MaxMetadataKeys  = 6144
+	// MaxJSONBody bounds a JSON body that a server or client of ours reads.
+	MaxJSONBody = 1 << 20
+)
+
+// Pace of the RPC link.
+const (
+	// PingInterval is how often the server probes an agent, PingTimeout when it gives it up.
+	PingInterval = 15 * time.Second
+	PingTimeout  = 30 * time.Second
+)
+
+// ExternalLogSource is the source of log lines that name none.
+const ExternalLogSource = "3b579bf4-1ed8-4b99-87a8-e9a1e3410410"
+
+// CodeUnimplemented is the RPC error code of a method that this version of a server lacks.
+const CodeUnimplemented = 12

@@ -1,0 +1,102 @@
+package wire
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/google/uuid"
+)
+
+// A terminal stream on [PortPTY] begins with one frame from the client, a [PTYInit]: its length as
+// two bytes little-endian, then that many bytes of JSON. After it the client sends JSON objects
+// ([PTYRequest]) without separators, and the agent sends the terminal's bytes as they are.
+
+// PTYInit opens a terminal or attaches to one. The JSON keys are Go-cased on the wire.
+type PTYInit struct {
+	ID            uuid.UUID
+	Height, Width uint16
+	// Command is run by the user's shell; empty means a login shell.
+	Command string
+	// Container and ContainerUser name where to run instead of the machine itself.
+	Container     string `json:",omitempty"`
+	ContainerUser string `json:",omitempty"`
+	// BackendType is "", "screen" or "buffered"; berth keeps its own screen and reads no difference.
+	BackendType string `json:",omitempty"`
+}
+
+// WritePTYInit writes the frame in one Write: a stock agent reads it with a single read.
+func WritePTYInit(w io.Writer, p PTYInit) error {
+	body, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("cannot encode terminal request: %w", err)
+	}
+	if len(body) > 0xffff {
+		return fmt.Errorf("cannot send a terminal request of %d bytes: at most 65535 fit", len(body))
+	}
+	frame := binary.LittleEndian.AppendUint16(make([]byte, 0, 2+len(body)), uint16(len(body)))
+	_, err = w.Write(append(frame, body...))
+	return err
+}
+
+// ReadPTYInit reads the frame; it takes no byte beyond it.
+func ReadPTYInit(r io.Reader) (PTYInit, error) {
+	var p PTYInit
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return p, fmt.Errorf("cannot read the length of a terminal request: %w", err)
+	}
+	body := make([]byte, binary.LittleEndian.Uint16(head[:]))
+	if _, err := io.ReadFull(r, body); err != nil {
+		return p, fmt.Errorf("cannot read a terminal request: %w", err)
+	}
+	if err := json.Unmarshal(body, &p); err != nil {
+		return PTYInit{}, fmt.Errorf("cannot decode a terminal request: %w", err)
+	}
+	if p.ID == uuid.Nil {
+		return PTYInit{}, errors.New("cannot open a terminal without a session id")
+	}
+	return p, nil
+}
+
+// PTYRequest is input, a new size, or both. A size counts only when both numbers are set, and takes
+// effect after the data.
+type PTYRequest struct {
+	Data   string `json:"data,omitempty"`
+	Height uint16 `json:"height,omitempty"`
+	Width  uint16 `json:"width,omitempty"`
+}
+
+// MaxPTYRequest bounds one [PTYRequest]: a large paste, with every byte escaped.
+const MaxPTYRequest = 1 << 20
+
+// PTYRequestReader reads the requests that follow a [PTYInit].
+type PTYRequestReader struct {
+	limit *io.LimitedReader
+	dec   *json.Decoder
+}
+
+// NewPTYRequestReader returns a reader on r, which it may read ahead of.
+func NewPTYRequestReader(r io.Reader) *PTYRequestReader {
+	limit := &io.LimitedReader{R: r}
+	return &PTYRequestReader{limit: limit, dec: json.NewDecoder(limit)}
+}
+
+// Next returns the next request, [io.EOF] at a clean end. A request over [MaxPTYRequest] or JSON that
+// is none ends the stream with an error.
+func (p *PTYRequestReader) Next() (PTYRequest, error) {
+	p.limit.N = MaxPTYRequest
+	var req PTYRequest
+	err := p.dec.Decode(&req)
+	switch {
+	case err == nil:
+		return req, nil
+	case p.limit.N <= 0:
+		return PTYRequest{}, fmt.Errorf("cannot read terminal input: a request exceeds %d bytes", MaxPTYRequest)
+	case errors.Is(err, io.EOF):
+		return PTYRequest{}, io.EOF
+	}
+	return PTYRequest{}, fmt.Errorf("cannot read terminal input: %w", err)
+}
