@@ -1,0 +1,101 @@
+package ptyhost
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+var (
+	// ErrNoSession is returned (wrapped) when a session is asked for that the host does not have and that the caller did not ask to create.
+	ErrNoSession = errors.New("no such terminal session")
+
+	// ErrStart is returned (wrapped) when the program of a new session could not be started. Its text is meant for the person at the terminal.
+	ErrStart = errors.New("cannot start the terminal")
+
+	// ErrHostGone is returned (wrapped) by [Attachment.Wait] when the host ended before it could say how the program did.
+	ErrHostGone = errors.New("the terminal host ended")
+)
+
+// Size is a terminal's size in character cells. Zero values become 24 rows and 80 columns; anything over [MaxRows] or [MaxCols] is cut.
+type Size struct {
+	Rows uint16 `json:"rows"`
+	Cols uint16 `json:"cols"`
+}
+
+// Largest size a terminal is given. Two screens of this size take 64 MiB, and no display comes near it.
+const (
+	MaxRows = 1000
+	MaxCols = 2000
+)
+
+func (s Size) String() string { return fmt.Sprintf("%dx%d", s.Cols, s.Rows) }
+
+func (s Size) clamped() Size {
+	if s.Rows == 0 || s.Cols == 0 {
+		return Size{Rows: 24, Cols: 80}
+	}
+	return Size{Rows: min(s.Rows, MaxRows), Cols: min(s.Cols, MaxCols)}
+}
+
+// AttachRequest names the session to attach to and how.
+type AttachRequest struct {
+	// ID is the session's id (a UUID in any text form) or its name. Empty asks for a new session with a random id; Create must be set then.
+	ID string `json:"id"`
+
+	// Create says how to start the session if it does not exist. If it is nil, the session must exist, else [ErrNoSession].
+	Create *CreateRequest `json:"create,omitempty"`
+
+	// Size is the size of the viewer's window. The terminal takes it if nobody else is attached, or as soon as this viewer types.
+	Size Size `json:"size"`
+
+	// ReadOnly drops this viewer's input and sizes.
+	ReadOnly bool `json:"read_only,omitempty"`
+
+	// Raw promises this viewer every byte from the attach on: if it falls behind, the program waits for it (as it would for a real terminal)
+	// instead of the viewer being caught up by a snapshot. SSH sessions use it. Other viewers then see the program at that pace.
+	Raw bool `json:"raw,omitempty"`
+}
+
+// CreateRequest says how to start the program of a new session.
+type CreateRequest struct {
+	// Name is what people call the session; it can be used in place of the id. Optional, unique, at most 128 bytes.
+	Name string `json:"name,omitempty"`
+
+	// Argv, Dir and Env start the program. They are used as they are: the host adds nothing to Env, and looks nothing up in PATH unless Argv[0]
+	// has no slash, and then in the PATH of Env.
+	Argv []string `json:"argv"`
+	Dir  string   `json:"dir,omitempty"`
+	Env  []string `json:"env"`
+
+	// Modes are terminal modes numbered and valued as in an SSH pty-req (RFC 4254, section 8), set before the program starts.
+	Modes map[uint8]uint32 `json:"modes,omitempty"`
+
+	// IdleTimeout ends the session after this long without any viewer; zero means never. A session whose creator never came to attach, or left
+	// before seeing output, is ended after 30 seconds if IdleTimeout is set.
+	IdleTimeout time.Duration `json:"idle_timeout,omitempty"`
+
+	// KillOnDetach ends the session when its last viewer leaves, as SSH does.
+	KillOnDetach bool `json:"kill_on_detach,omitempty"`
+}
+
+// ExitStatus is how a program ended.
+type ExitStatus struct {
+	Code   int    `json:"code"`             // the exit code; 128+n if a signal ended it, as shells say it
+	Signal string `json:"signal,omitempty"` // the signal that ended it, as in "KILL"; empty if it exited by itself
+	Reason string `json:"reason,omitempty"` // why the host ended it, in words; empty if it ended by itself
+}
+
+// SessionInfo describes one session of a host.
+type SessionInfo struct {
+	ID         string      `json:"id"`
+	Name       string      `json:"name,omitempty"`
+	Title      string      `json:"title,omitempty"`   // what the program calls its window (OSC 0 or 2)
+	Command    string      `json:"command,omitempty"` // argv of the program, joined for people
+	PID        int         `json:"pid"`
+	Created    time.Time   `json:"created"`
+	LastActive time.Time   `json:"last_active"` // last output or input
+	Viewers    int         `json:"viewers"`
+	Size       Size        `json:"size"`
+	Exited     *ExitStatus `json:"exited,omitempty"` // set once the program ended; the session is listed until its last viewer has left
+}
