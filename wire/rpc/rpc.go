@@ -1,0 +1,194 @@
+// Package rpc carries the RPC services over one byte stream: a yamux session in which every call
+// has a stream of its own with one dRPC exchange on it.
+//
+// A caller uses [NewClient], whose result the generated constructors take
+// (agentpb.NewDRPCAgentClient); a server registers its services on a drpcmux.Mux and calls [Serve].
+//
+// Lower down, one call reads on its yamux stream, caller first:
+//
+//	Invoke(name) Message(request) CloseSend        unary
+//	                Message(response) CloseSend, or Error(8-byte code, text)
+//
+// and on the connection yamux frames of 12-byte headers; the side that dialled is the yamux client
+// and opens all streams.
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"golang.org/x/sync/errgroup"
+	"storj.io/drpc"
+	"storj.io/drpc/drpcconn"
+	"storj.io/drpc/drpcerr"
+	"storj.io/drpc/drpcmanager"
+	"storj.io/drpc/drpcserver"
+	"storj.io/drpc/drpcwire"
+
+	"github.com/berthd/berth/wire"
+)
+
+// config is the session's shape, which stock peers use too.
+func config() *yamux.Config {
+	return &yamux.Config{
+		AcceptBacklog:          256,
+		EnableKeepAlive:        true,
+		KeepAliveInterval:      30 * time.Second,
+		ConnectionWriteTimeout: 10 * time.Second,
+		MaxStreamWindowSize:    256 << 10,
+		StreamOpenTimeout:      75 * time.Second,
+		StreamCloseTimeout:     5 * time.Minute,
+		// A session's end reaches every caller as an error; what yamux would log adds nothing.
+		LogOutput: io.Discard,
+	}
+}
+
+func managerOptions() drpcmanager.Options {
+	return drpcmanager.Options{Reader: drpcwire.ReaderOptions{MaximumBufferSize: wire.MaxMessage}}
+}
+
+// Client is the calling side of a session. Calls may run at the same time.
+type Client struct {
+	session *yamux.Session
+}
+
+var _ drpc.Conn = (*Client)(nil)
+
+// NewClient starts a session on conn, which it owns from then on.
+func NewClient(conn net.Conn) (*Client, error) {
+	session, err := yamux.Client(conn, config())
+	if err != nil {
+		return nil, fmt.Errorf("cannot start an RPC session: %w", err)
+	}
+	return &Client{session}, nil
+}
+
+// Ping measures one round trip; it fails after 10 s without an answer.
+func (c *Client) Ping() (time.Duration, error) { return c.session.Ping() }
+
+// Close ends the session and with it every call.
+func (c *Client) Close() error { return c.session.Close() }
+
+// Closed is closed when the session has ended, from either side.
+func (c *Client) Closed() <-chan struct{} { return c.session.CloseChan() }
+
+func (c *Client) open() (*drpcconn.Conn, error) {
+	stream, err := c.session.OpenStream()
+	if err != nil {
+		return nil, fmt.Errorf("cannot open an RPC stream: %w", err)
+	}
+	return drpcconn.NewWithOptions(stream, drpcconn.Options{Manager: managerOptions()}), nil
+}
+
+// Invoke implements [drpc.Conn] for unary calls.
+func (c *Client) Invoke(ctx context.Context, rpc string, enc drpc.Encoding, in, out drpc.Message) error {
+	conn, err := c.open()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.Invoke(ctx, rpc, enc, in, out)
+}
+
+// NewStream implements [drpc.Conn] for streaming calls. The call's yamux stream lives as long as it.
+func (c *Client) NewStream(ctx context.Context, rpc string, enc drpc.Encoding) (drpc.Stream, error) {
+	conn, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	stream, err := conn.NewStream(ctx, rpc, enc)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	context.AfterFunc(stream.Context(), func() { conn.Close() })
+	return stream, nil
+}
+
+// Code returns the code of an error that came over the wire, 0 when it has none.
+func Code(err error) uint64 { return drpcerr.Code(err) }
+
+// Unimplemented tells whether err means that the other side lacks the method.
+func Unimplemented(err error) bool {
+	return err != nil && (drpcerr.Code(err) == wire.CodeUnimplemented || strings.Contains(err.Error(), "unknown rpc: "))
+}
+
+// ServeOptions says how a server watches its caller.
+type ServeOptions struct {
+	// PingInterval is the time between probes, PingTimeout how long none may succeed before the
+	// caller counts as dead. A zero PingInterval means no probes.
+	PingInterval, PingTimeout time.Duration
+	// Alive, if set, is called after each successful probe.
+	Alive func()
+}
+
+// ErrDead is returned by [Serve] when the caller stopped answering probes.
+var ErrDead = errors.New("no answer to probes")
+
+// Serve answers the calls of one session on conn until the caller ends it, stops answering probes
+// ([ErrDead]), or ctx is done. It closes conn and returns when every call has returned; a caller
+// that leaves is no error.
+func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeOptions) error {
+	session, err := yamux.Server(conn, config())
+	if err != nil {
+		return fmt.Errorf("cannot start an RPC session: %w", err)
+	}
+	server := drpcserver.NewWithOptions(handler, drpcserver.Options{Manager: managerOptions()})
+	group, ctx := errgroup.WithContext(ctx)
+	stop := context.AfterFunc(ctx, func() { session.Close() })
+	defer stop()
+	group.Go(func() error {
+		for {
+			stream, err := session.AcceptStreamWithContext(ctx)
+			if err != nil {
+				return errEnded
+			}
+			group.Go(func() error {
+				defer stream.Close()
+				// A failed call has been answered on its stream; the session goes on.
+				_ = server.ServeOne(ctx, stream)
+				return nil
+			})
+		}
+	})
+	if opts.PingInterval > 0 {
+		group.Go(func() error { return probe(ctx, session, opts) })
+	}
+	err = group.Wait()
+	session.Close()
+	if errors.Is(err, errEnded) || ctx.Err() != nil && !errors.Is(err, ErrDead) {
+		return nil
+	}
+	return err
+}
+
+// errEnded ends the group of a session that is over.
+var errEnded = errors.New("session ended")
+
+func probe(ctx context.Context, session *yamux.Session, opts ServeOptions) error {
+	ticker := time.NewTicker(opts.PingInterval)
+	defer ticker.Stop()
+	last := time.Now()
+	for {
+		if _, err := session.Ping(); err == nil {
+			last = time.Now()
+			if opts.Alive != nil {
+				opts.Alive()
+			}
+		} else if session.IsClosed() {
+			return errEnded
+		} else if time.Since(last) > opts.PingTimeout {
+			return ErrDead
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
