@@ -1,6 +1,13 @@
 package wire
 
-import "strings"
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+)
 
 // Error is the body of every failed HTTP answer. As a Go error it also carries the status.
 type Error struct {
@@ -38,4 +45,59 @@ func (e *Error) Validation(field string) (detail string, ok bool) {
 		}
 	}
 	return "", false
+}
+
+// UnexpectedResponse is an HTTP answer that no control server gives: a page, a redirect, or an
+// error that is not JSON. Something else answered, or something stands in between.
+type UnexpectedResponse struct {
+	StatusCode  int
+	ContentType string
+	// Location is where a redirect points.
+	Location string
+	// Body is its beginning, at most 512 bytes.
+	Body string
+}
+
+// Error implements error.
+func (e *UnexpectedResponse) Error() string {
+	if e.Location != "" {
+		return fmt.Sprintf("unexpected redirect (status %d) to %q", e.StatusCode, e.Location)
+	}
+	return fmt.Sprintf("unexpected %s response (status %d)", e.ContentType, e.StatusCode)
+}
+
+// ReadError turns an answer that is not the hoped-for one into an [*Error], or into an
+// [*UnexpectedResponse] when its body is not a JSON error. It reads at most [MaxJSONBody] and does
+// not close the body.
+func ReadError(resp *http.Response) error {
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, MaxJSONBody))
+	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if media == "application/json" && resp.StatusCode >= 400 {
+		e := &Error{StatusCode: resp.StatusCode}
+		if json.Unmarshal(body, e) == nil && e.Message != "" {
+			return e
+		}
+	}
+	if media == "" {
+		media = "unlabelled"
+	}
+	return &UnexpectedResponse{
+		StatusCode:  resp.StatusCode,
+		ContentType: media,
+		Location:    resp.Header.Get("Location"),
+		Body:        string(body[:min(len(body), 512)]),
+	}
+}
+
+// ReadJSON decodes the body of an answer with the wanted status into v, and turns any other into an
+// error by [ReadError]. It reads at most [MaxJSONBody] and does not close the body.
+func ReadJSON(resp *http.Response, status int, v any) error {
+	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if resp.StatusCode != status || media != "application/json" {
+		return ReadError(resp)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, MaxJSONBody)).Decode(v); err != nil {
+		return fmt.Errorf("cannot decode the server's answer: %w", err)
+	}
+	return nil
 }

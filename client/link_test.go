@@ -1,0 +1,87 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"testing"
+
+	"github.com/coder/websocket"
+	"github.com/google/go-cmp/cmp"
+	"storj.io/drpc/drpcmux"
+
+	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/agentpb"
+	"github.com/berthd/berth/wire/rpc"
+)
+
+type agentService struct {
+	agentpb.DRPCAgentUnimplementedServer
+}
+
+func (*agentService) GetManifest(context.Context, *agentpb.GetManifestRequest) (*agentpb.Manifest, error) {
+	return &agentpb.Manifest{AgentName: "demo"}, nil
+}
+
+// An old server refuses the newest version; the link steps down to the server's and remembers it.
+func TestConnectAgentStepsDown(t *testing.T) {
+	mux := drpcmux.New()
+	if err := agentpb.DRPCRegisterAgent(mux, &agentService{}); err != nil {
+		t.Fatal(err)
+	}
+	var asked []string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		version := r.URL.Query().Get("version")
+		asked = append(asked, version)
+		if r.Header.Get(wire.HeaderSessionToken) != "token" || r.URL.Query().Get("role") != "agent" {
+			t.Errorf("request %v %v", r.URL, r.Header)
+		}
+		if version != "2.6" {
+			w.Header().Set("Content-Type", "application/json; charset=utf-8")
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprintf(w, `{"message":"Unknown or unsupported API version","validations":[{"field":"version","detail":"server is at version 2.6, behind requested minor version %s"}]}`, version)
+			return
+		}
+		conn, err := websocket.Accept(w, r, nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if err := rpc.Serve(r.Context(), websocket.NetConn(r.Context(), conn, websocket.MessageBinary), mux, rpc.ServeOptions{}); err != nil {
+			t.Error(err)
+		}
+	}))
+	defer s.Close()
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := NewHTTP(HTTPConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.CloseIdleConnections()
+	c, err := New(Config{URL: u, HTTP: h, Token: func() wire.Secret { return "token" }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		link, err := c.ConnectAgent(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := (wire.Version{Major: 2, Minor: 6}); link.Version != want {
+			t.Errorf("version %v, want %v", link.Version, want)
+		}
+		if m, err := link.Agent.GetManifest(t.Context(), &agentpb.GetManifestRequest{}); err != nil || m.AgentName != "demo" {
+			t.Errorf("GetManifest = %v, %v", m, err)
+		}
+		link.Close()
+		<-link.Done()
+	}
+	if diff := cmp.Diff([]string{"2.10", "2.6", "2.6"}, asked); diff != "" {
+		t.Errorf("versions asked for (-want +got):\n%s", diff)
+	}
+}
