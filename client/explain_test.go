@@ -85,6 +85,8 @@ func TestExplain(t *testing.T) {
 					if err != nil {
 						return
 					}
+					// It closes once it has seen the request, so that the client waits for an answer.
+					_, _ = c.Read(make([]byte, 1))
 					c.Close()
 				}
 			}()
