@@ -1,0 +1,226 @@
+package testnet
+
+import (
+	"context"
+	"crypto"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// FakeAWSRegion is where a [FakeAWS] claims to run. It is no region of AWS, so that its
+// certificate, once trusted, vouches for nothing that AWS signs.
+const FakeAWSRegion = "berth-local-1"
+
+// FakeAWSMode is how a [FakeAWS] behaves.
+type FakeAWSMode int32
+
+const (
+	// AWSOn answers as an instance whose metadata service requires tokens (IMDSv2).
+	AWSOn FakeAWSMode = iota
+	// AWSOff answers 403, as when the metadata service is switched off for the instance.
+	AWSOff
+	// AWSHopLimit never answers a request for a token and everything else as before: how a response
+	// limited to one hop looks from a container with a network of its own.
+	AWSHopLimit
+)
+
+// Headers of IMDSv2.
+const (
+	awsTokenHeader = "X-Aws-Ec2-Metadata-Token"
+	awsTTLHeader   = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+	awsMaxTTL      = 21600 // six hours, in seconds
+)
+
+// FakeAWS is the metadata service of one EC2 instance, with a signing key of its own. It is an
+// [http.Handler] that may be used by many at once.
+type FakeAWS struct {
+	instanceID string
+	cert       *x509.Certificate
+	files      map[string]string
+	secret     []byte // what session tokens are made with
+	mode       atomic.Int32
+}
+
+// NewFakeAWS returns the metadata service of a new instance with a random id, just started.
+func NewFakeAWS() (*FakeAWS, error) {
+	id := make([]byte, 8)
+	secret := make([]byte, 32)
+	rand.Read(id)
+	rand.Read(secret)
+	// 17 hex digits, of which AWS starts with a zero.
+	f := &FakeAWS{instanceID: "i-0" + hex.EncodeToString(id), secret: secret}
+	// The length of AWS's own keys for this kind of signature.
+	key, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make a key for the fake AWS: %w", err)
+	}
+	now := time.Now().UTC()
+	if f.cert, err = selfSign(key, now); err != nil {
+		return nil, fmt.Errorf("cannot make a certificate for the fake AWS: %w", err)
+	}
+	document := f.document(now)
+	sum := sha256.Sum256([]byte(document))
+	signature, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, sum[:])
+	if err != nil {
+		return nil, fmt.Errorf("cannot sign for the fake AWS: %w", err)
+	}
+	f.files = map[string]string{
+		"/latest/dynamic/instance-identity/document":  document,
+		"/latest/dynamic/instance-identity/signature": lines76(base64.StdEncoding.EncodeToString(signature)),
+		"/latest/meta-data/instance-id":               f.instanceID,
+	}
+	return f, nil
+}
+
+// InstanceID is the id in the signed document.
+func (f *FakeAWS) InstanceID() string { return f.instanceID }
+
+// Certificate verifies the document; a server that shall believe this fake trusts it.
+func (f *FakeAWS) Certificate() *x509.Certificate { return f.cert }
+
+// SetMode changes the behaviour for the requests to come.
+func (f *FakeAWS) SetMode(mode FakeAWSMode) { f.mode.Store(int32(mode)) }
+
+// Serve answers on ln, which it closes, until ctx is done, and then returns nil.
+// AWS_EC2_METADATA_SERVICE_ENDPOINT=http://<address> points a client there.
+func (f *FakeAWS) Serve(ctx context.Context, ln net.Listener) error {
+	srv := &http.Server{Handler: f, ReadHeaderTimeout: 5 * time.Second}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		srv.Close()
+	})
+	err := srv.Serve(ln)
+	if !stop() {
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("cannot serve the fake AWS: %w", err)
+}
+
+// ServeHTTP implements [http.Handler].
+func (f *FakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	mode := FakeAWSMode(f.mode.Load())
+	switch {
+	case mode == AWSOff:
+		http.Error(w, "403 - Forbidden", http.StatusForbidden)
+	case r.URL.Path == "/latest/api/token":
+		if mode == AWSHopLimit {
+			<-r.Context().Done()
+			return
+		}
+		f.serveToken(w, r)
+	case r.Method != http.MethodGet:
+		http.Error(w, "405 - Method Not Allowed", http.StatusMethodNotAllowed)
+	case !f.validToken(r.Header.Get(awsTokenHeader)):
+		http.Error(w, "401 - Unauthorized", http.StatusUnauthorized)
+	default:
+		f.serveFile(w, r)
+	}
+}
+
+// serveToken refuses what came through a proxy: tokens are to stay on the machine.
+func (f *FakeAWS) serveToken(w http.ResponseWriter, r *http.Request) {
+	ttl, err := strconv.Atoi(r.Header.Get(awsTTLHeader))
+	switch {
+	case r.Method != http.MethodPut:
+		http.Error(w, "405 - Method Not Allowed", http.StatusMethodNotAllowed)
+	case r.Header.Get("X-Forwarded-For") != "":
+		http.Error(w, "403 - Forbidden", http.StatusForbidden)
+	case err != nil || ttl < 1 || ttl > awsMaxTTL:
+		http.Error(w, "400 - Bad Request", http.StatusBadRequest)
+	default:
+		w.Header().Set("Content-Type", "text/plain")
+		w.Header().Set(awsTTLHeader, strconv.Itoa(ttl))
+		io.WriteString(w, f.token(time.Now().Add(time.Duration(ttl)*time.Second)))
+	}
+}
+
+func (f *FakeAWS) serveFile(w http.ResponseWriter, r *http.Request) {
+	text, ok := f.files[r.URL.Path]
+	if !ok {
+		http.Error(w, "404 - Not Found", http.StatusNotFound)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain")
+	io.WriteString(w, text)
+}
+
+// token is good until its expiry, which it carries under a MAC: nothing has to be remembered.
+func (f *FakeAWS) token(expiry time.Time) string {
+	stamp := binary.BigEndian.AppendUint64(nil, uint64(expiry.Unix()))
+	mac := hmac.New(sha256.New, f.secret)
+	mac.Write(stamp)
+	return base64.URLEncoding.EncodeToString(mac.Sum(stamp))
+}
+
+func (f *FakeAWS) validToken(token string) bool {
+	raw, err := base64.URLEncoding.DecodeString(token)
+	if err != nil || len(raw) < 8 {
+		return false
+	}
+	expiry := time.Unix(int64(binary.BigEndian.Uint64(raw)), 0)
+	return hmac.Equal([]byte(f.token(expiry)), []byte(token)) && time.Now().Before(expiry)
+}
+
+// document has AWS's members, spacing, and lack of a final newline.
+func (f *FakeAWS) document(started time.Time) string {
+	return fmt.Sprintf(`{
+  "accountId" : "111122223333",
+  "architecture" : "x86_64",
+  "availabilityZone" : %q,
+  "billingProducts" : null,
+  "devpayProductCodes" : null,
+  "marketplaceProductCodes" : null,
+  "imageId" : "ami-0123456789abcdef0",
+  "instanceId" : %q,
+  "instanceType" : "t3.micro",
+  "kernelId" : null,
+  "pendingTime" : %q,
+  "privateIp" : "10.0.0.10",
+  "ramdiskId" : null,
+  "region" : %q,
+  "version" : "2017-09-30"
+}`, FakeAWSRegion+"a", f.instanceID, started.Format(time.RFC3339), FakeAWSRegion)
+}
+
+func selfSign(key *rsa.PrivateKey, now time.Time) (*x509.Certificate, error) {
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(now.UnixNano()),
+		Subject:      pkix.Name{Country: []string{"US"}, Organization: []string{"Fake Web Services"}},
+		NotBefore:    now.Add(-time.Hour), // clocks differ
+		NotAfter:     now.AddDate(10, 0, 0),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+func lines76(s string) string {
+	var lines []string
+	for len(s) > 76 {
+		lines, s = append(lines, s[:76]), s[76:]
+	}
+	return strings.Join(append(lines, s), "\n")
+}

@@ -1,0 +1,5 @@
+// Package testnet stands in for the outside world, so that a test or `berth up` needs none of it.
+//
+// [NewFakeAWS] makes a machine's metadata service as on EC2; it is an http.Handler for a test and
+// [FakeAWS.Serve] runs it on a listener.
+package testnet
