@@ -1,0 +1,309 @@
+// Package shell knows how a command is started in a workspace: with which shell, in which
+// directory, with which environment.
+//
+// The agent makes one [Workspace] with [New] and feeds it each manifest by [Workspace.Update];
+// everything that starts a process there (SSH sessions, terminals, scripts, metadata) asks
+// [Workspace.Command] for a [Spec] and starts that.
+package shell
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/agentpb"
+)
+
+// ErrNoManifest is returned by [Workspace.Command] before the first manifest has arrived.
+var ErrNoManifest = errors.New("cannot start a command: the control server has not sent the workspace's manifest yet")
+
+// HangupGrace is how long a process group has to end after its SIGHUP before it is killed.
+const HangupGrace = 10 * time.Second
+
+// Config says what does not change while the agent runs. The zero value works.
+type Config struct {
+	// AgentPath is the berthd binary. It is used only with GitHelpers.
+	AgentPath string
+	// GitHelpers tells that AgentPath answers as git's ssh command and askpass.
+	GitHelpers bool
+	// URL is the control server's, exported so that helpers in the workspace find it.
+	URL string
+	// BinDir is put first in PATH, so that scripts can leave commands there. Empty for none.
+	BinDir string
+	// Log gets what could not be honoured; nil discards it.
+	Log *slog.Logger
+}
+
+// Workspace builds commands. Its methods may be called at the same time.
+type Workspace struct {
+	cfg     Config
+	environ environment // the agent process's own
+	account account
+	current atomic.Pointer[manifest]
+}
+
+// manifest is what a command needs of the manifest in force. It is never changed once stored.
+type manifest struct {
+	directory string       // expanded; empty when the manifest names none
+	fixed     environment  // wins over the client's variables
+	template  environment  // wins over fixed
+	secrets   []secretPair // win over template
+}
+
+type secretPair struct {
+	name  string
+	value wire.Secret
+}
+
+// New returns a workspace of the user that this process runs as. Its commands start from the
+// environment that the process has at this moment.
+func New(cfg Config) *Workspace {
+	return newWorkspace(cfg, os.Environ(), "/etc/passwd")
+}
+
+func newWorkspace(cfg Config, environ []string, passwd string) *Workspace {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	env := environment{}
+	env.addAll(environ, func(name string) bool { return !serviceVariables[name] })
+	return &Workspace{cfg: cfg, environ: env, account: lookUp(passwd, os.Getuid(), env)}
+}
+
+// String names the user. The environments that a Workspace holds have credentials and never print.
+func (w *Workspace) String() string { return "workspace of " + w.account.name }
+
+// GoString implements [fmt.GoStringer], for %#v.
+func (w *Workspace) GoString() string { return w.String() }
+
+// Update puts a manifest and the session token in force for commands started from now on.
+func (w *Workspace) Update(m *agentpb.Manifest, token wire.Secret) {
+	next := &manifest{
+		directory: w.Expand(m.GetDirectory(), w.account.home),
+		fixed:     w.fixed(m, token),
+		template:  environment{},
+	}
+	for name, value := range m.GetEnvironmentVariables() {
+		next.template.add(name, os.Expand(value, w.environ.lookup))
+	}
+	for _, s := range m.GetSecrets() {
+		name, value := s.GetEnvName(), string(s.GetValue())
+		switch {
+		case name == "":
+		case !validVariable(name, value):
+			w.cfg.Log.Warn("cannot put a secret into the environment: its name or value is not usable there", "name", name)
+		default:
+			next.secrets = append(next.secrets, secretPair{name, wire.Secret(value)})
+		}
+	}
+	w.current.Store(next)
+}
+
+// fixed lists what neither the client nor the agent's own environment can change.
+func (w *Workspace) fixed(m *agentpb.Manifest, token wire.Secret) environment {
+	id, err := uuid.FromBytes(m.GetWorkspaceId())
+	if err != nil {
+		id = uuid.Nil // a server without workspaces sends none
+	}
+	env := environment{
+		"CODER":                               "true",
+		"BERTH":                               "true",
+		"CS_DISABLE_GETTING_STARTED_OVERRIDE": "true",
+	}
+	for name, value := range map[string]string{
+		"WORKSPACE_NAME":       m.GetWorkspaceName(),
+		"WORKSPACE_AGENT_NAME": m.GetAgentName(),
+		"WORKSPACE_OWNER_NAME": m.GetOwnerUsername(),
+		"WORKSPACE_ID":         id.String(),
+		"AGENT_TOKEN":          token.Reveal(),
+	} {
+		env.addBoth(name, value)
+	}
+	if w.cfg.URL != "" {
+		env.addBoth("AGENT_URL", w.cfg.URL)
+	}
+	if uri := m.GetVsCodePortProxyUri(); uri != "" {
+		env.add("VSCODE_PROXY_URI", uri)
+	}
+	if w.cfg.GitHelpers {
+		// git hands this one to a shell; it takes GIT_ASKPASS as a bare path.
+		env.add("GIT_SSH_COMMAND", quote(w.cfg.AgentPath)+" git-ssh --")
+	}
+	return env
+}
+
+// Directory returns the manifest's directory, expanded but not checked, as the server wants to hear
+// it. It is empty when the manifest names none.
+func (w *Workspace) Directory() string {
+	if m := w.current.Load(); m != nil {
+		return m.directory
+	}
+	return ""
+}
+
+// Home returns the user's home directory: $HOME, else the user database's, else "/".
+func (w *Workspace) Home() string { return w.account.home }
+
+// Expand makes path absolute: a leading ~ is the home directory, $VAR and ${VAR} come from the
+// agent's environment, and what is relative then is joined to base. An empty path stays empty.
+func (w *Workspace) Expand(path, base string) string {
+	if path == "" {
+		return ""
+	}
+	if rest, ok := strings.CutPrefix(path, "~"); ok {
+		path = filepath.Join(w.account.home, rest)
+	}
+	path = os.Expand(path, w.environ.lookup)
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(base, path)
+	}
+	return filepath.Clean(path)
+}
+
+// Command says how to run line: by the login shell's -c, by the interpreter of its #! line if it
+// has one, or, when line is empty, as a login shell. Later entries of clientEnv win over earlier
+// ones; what it may not set is left out.
+func (w *Workspace) Command(line string, clientEnv []string) (Spec, error) {
+	m := w.current.Load()
+	if m == nil {
+		return Spec{}, ErrNoManifest
+	}
+	if strings.ContainsRune(line, 0) {
+		return Spec{}, errors.New("cannot start a command: it contains a NUL byte")
+	}
+	return Spec{Argv: w.argv(line), Dir: w.startDir(m), Env: w.env(m, clientEnv)}, nil
+}
+
+func (w *Workspace) argv(line string) []string {
+	if line == "" {
+		return []string{w.account.shell, "-l"}
+	}
+	if rest, ok := strings.CutPrefix(strings.TrimSpace(line), "#!"); ok {
+		first, _, _ := strings.Cut(rest, "\n")
+		if interpreter := strings.Fields(first); len(interpreter) > 0 {
+			return append(interpreter, "-c", line)
+		}
+	}
+	return []string{w.account.shell, "-c", line}
+}
+
+func (w *Workspace) startDir(m *manifest) string {
+	for _, dir := range []string{m.directory, w.account.home} {
+		if info, err := os.Stat(dir); err == nil && info.IsDir() {
+			return dir
+		}
+	}
+	// A command in the wrong place beats none: a person needs a shell to make the missing home.
+	return "/"
+}
+
+func (w *Workspace) env(m *manifest, clientEnv []string) []string {
+	env := w.environ.clone()
+	env.addAll(clientEnv, clientMaySet)
+	env.add("USER", w.account.name)
+	env.add("LOGNAME", w.account.name)
+	env.add("SHELL", w.account.shell)
+	if env["HOME"] == "" { // a service manager may start the agent without
+		env.add("HOME", w.account.home)
+	}
+	env.merge(m.fixed)
+	env.merge(m.template)
+	for _, s := range m.secrets {
+		env.add(s.name, s.value.Reveal())
+	}
+	if w.cfg.GitHelpers {
+		env.add("GIT_ASKPASS", w.cfg.AgentPath)
+	}
+	if env["PATH"] == "" {
+		env.add("PATH", defaultPath)
+	}
+	if w.cfg.BinDir != "" {
+		env.add("PATH", w.cfg.BinDir+string(os.PathListSeparator)+env["PATH"])
+	}
+	// Programs read these to tell that a person is far away; over the mesh the address says nothing.
+	env.add("SSH_CLIENT", "0.0.0.0 0 0")
+	env.add("SSH_CONNECTION", "0.0.0.0 0 0.0.0.0 0")
+	return env.list()
+}
+
+// Spec is a command ready to start. Its Env holds credentials: a Spec prints as its program and
+// directory only.
+type Spec struct {
+	Argv []string // Argv[0] is a path or a name to find in PATH
+	Dir  string
+	Env  []string // sorted, each name once
+}
+
+// String returns the program and directory.
+func (s Spec) String() string {
+	if len(s.Argv) == 0 {
+		return "nothing"
+	}
+	return fmt.Sprintf("%s in %s", s.Argv[0], s.Dir)
+}
+
+// GoString implements [fmt.GoStringer], for %#v.
+func (s Spec) GoString() string { return s.String() }
+
+// LogValue implements [slog.LogValuer].
+func (s Spec) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// Cmd returns the command as the leader of a new session. When ctx ends its whole process group is
+// sent SIGHUP, and SIGKILL to what is left of the process after [HangupGrace].
+func (s Spec) Cmd(ctx context.Context) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, s.program(), s.Argv[1:]...)
+	cmd.Args[0] = s.Argv[0]
+	cmd.Dir = s.Dir
+	cmd.Env = s.Env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Cancel = func() error { return Signal(cmd.Process, syscall.SIGHUP) }
+	cmd.WaitDelay = HangupGrace
+	return cmd
+}
+
+// program finds Argv[0] in the PATH that the command will have, which is not this process's.
+func (s Spec) program() string {
+	name := s.Argv[0]
+	if strings.Contains(name, "/") {
+		return name
+	}
+	for _, pair := range s.Env {
+		path, ok := strings.CutPrefix(pair, "PATH=")
+		if !ok {
+			continue
+		}
+		for _, dir := range filepath.SplitList(path) {
+			candidate := filepath.Join(dir, name)
+			if isExecutable(candidate) {
+				return candidate
+			}
+		}
+	}
+	return name // exec says that it is not there
+}
+
+// Signal sends sig to the process group that p leads. A group that is gone is [os.ErrProcessDone].
+func Signal(p *os.Process, sig syscall.Signal) error {
+	err := syscall.Kill(-p.Pid, sig)
+	if errors.Is(err, syscall.ESRCH) {
+		return os.ErrProcessDone
+	}
+	return err
+}
+
+// isExecutable tells whether path is a file that can be run.
+func isExecutable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+}
