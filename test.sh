@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Runs berth's tests on a machine that has only Go and git; what else they need comes from Debian's packages.
+#
+#   ./test.sh              everything that CI runs
+#   ./test.sh GROUP...     only these groups
+#   ./test.sh --list       names the groups
+#
+# FUZZTIME sets how long each fuzz target runs in the fuzz group (default 10s).
+set -euo pipefail
+cd "$(dirname "$0")"
+
+default_groups=(lint unit e2e up fuzz)
+
+list() {
+	cat <<'EOF'
+lint   formatting, vet, staticcheck, known vulnerabilities, generated code, dependency list
+unit   every package's own tests, with the race detector
+e2e    the built binaries driven as a person would
+up     berth up --check from source, as the README says
+fuzz   each fuzz target for FUZZTIME
+bench  the measurements quoted in docs/performance.md; only when named
+EOF
+}
+
+# need COMMAND=PACKAGE... installs the packages of the commands that are missing.
+need() {
+	local missing=() pair
+	for pair in "$@"; do
+		command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+	done
+	[ ${#missing[@]} -eq 0 ] && return
+	local sudo=()
+	[ "$(id -u)" -eq 0 ] || sudo=(sudo)
+	command -v apt-get >/dev/null || {
+		echo "test.sh: cannot install ${missing[*]}: this is no Debian system; install them and run again" >&2
+		exit 1
+	}
+	echo "installing ${missing[*]}"
+	"${sudo[@]}" apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+tools() {
+	# Debian keeps some of these where an ordinary user does not look.
+	PATH=$PATH:/usr/sbin:/sbin
+	need gcc=gcc ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
+		dockerd=docker.io podman=podman busybox=busybox-static
+}
+
+lint() {
+	local unformatted
+	unformatted=$(gofmt -l $(git ls-files '*.go'))
+	[ -z "$unformatted" ] || { echo "not formatted: $unformatted" >&2; return 1; }
+	go vet ./...
+	go mod tidy -diff
+	go mod verify
+	go tool -modfile=internal/tools/go.mod staticcheck ./...
+	vulnerabilities
+	generated
+	dependencies
+}
+
+# The database of known vulnerabilities is not on every network; where it is, a finding fails the run.
+vulnerabilities() {
+	local out
+	if out=$(go tool -modfile=internal/tools/go.mod govulncheck ./... 2>&1); then
+		echo "govulncheck: none found"
+	elif grep -q 'fetching vulnerabilities\|vuln.go.dev' <<<"$out" && ! grep -q '^Vulnerability #' <<<"$out"; then
+		echo "govulncheck: NOT RUN, its database cannot be reached from here" >&2
+	else
+		echo "$out" >&2
+		return 1
+	fi
+}
+
+# The checked-in code is what the pinned generators make of the .proto files, byte for byte.
+generated() {
+	local before after
+	before=$(sha256sum wire/*/*.pb.go)
+	go generate ./wire
+	after=$(sha256sum wire/*/*.pb.go)
+	[ "$before" = "$after" ] || { echo "generated code differs from the .proto files: run go generate ./wire and commit" >&2; return 1; }
+}
+
+# What berthd links is kept in a file, so that growth shows in review.
+dependencies() {
+	diff -u cmd/berthd/dependencies.txt <(berthd_modules) || {
+		echo "berthd's dependencies changed: review them, then run ./test.sh dependencies-update" >&2
+		return 1
+	}
+}
+
+berthd_modules() { go list -deps -f '{{with .Module}}{{.Path}}{{end}}' ./cmd/berthd | sort -u; }
+
+dependencies-update() { berthd_modules >cmd/berthd/dependencies.txt; }
+
+unit() {
+	tools
+	# Some packages load both cores with real programs; two at a time keep their deadlines honest.
+	go test -race -p 2 -timeout 10m $(go list ./... | grep -v '/e2e$\|/bench/')
+}
+
+e2e() {
+	tools
+	go test -count=1 -timeout 15m -v ./e2e
+}
+
+up() { go run ./cmd/berth up --check; }
+
+fuzz() {
+	local package target
+	while IFS=: read -r package target; do
+		echo "fuzz $package $target"
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-10s}" "./$package"
+	done < <(git grep -h -o --full-name -E '^func Fuzz[A-Za-z0-9]+' -- '*_test.go' >/dev/null &&
+		git grep -E '^func Fuzz[A-Za-z0-9]+' -- '*_test.go' | sed -E 's#^(.*)/[^/]*:func (Fuzz[A-Za-z0-9]+).*#\1:\2#')
+}
+
+bench() {
+	tools
+	go run ./bench/daemon
+	go run ./bench/mesh
+}
+
+case ${1:-} in
+--list)
+	list
+	exit
+	;;
+esac
+groups=("$@")
+[ ${#groups[@]} -gt 0 ] || groups=("${default_groups[@]}")
+for group in "${groups[@]}"; do
+	declare -F "$group" >/dev/null || { echo "test.sh: no group $group; --list names them" >&2; exit 2; }
+	echo "== $group"
+	start=$SECONDS
+	"$group"
+	echo "== $group passed in $((SECONDS - start)) s"
+done
