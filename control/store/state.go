@@ -1,0 +1,159 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/agentpb"
+)
+
+// State is what an agent last said of itself, and what the server saw of it.
+type State struct {
+	FirstConnectedAt *time.Time `json:"first_connected_at,omitempty"`
+	LastConnectedAt  *time.Time `json:"last_connected_at,omitempty"`
+	DisconnectedAt   *time.Time `json:"disconnected_at,omitempty"`
+	// Link is the id of the connection that wrote the times above; an older one may not end it.
+	Link       uuid.UUID `json:"link"`
+	APIVersion string    `json:"api_version,omitempty"`
+
+	Version           string   `json:"version,omitempty"`
+	ExpandedDirectory string   `json:"expanded_directory,omitempty"`
+	Subsystems        []string `json:"subsystems,omitempty"`
+
+	Lifecycle          string     `json:"lifecycle,omitempty"`
+	LifecycleChangedAt *time.Time `json:"lifecycle_changed_at,omitempty"`
+	StartedAt          *time.Time `json:"started_at,omitempty"`
+	ReadyAt            *time.Time `json:"ready_at,omitempty"`
+
+	LogsOverflowed bool `json:"logs_overflowed,omitempty"`
+	// AppHealth is keyed by app id, Scripts by script id.
+	AppHealth map[uuid.UUID]string       `json:"app_health,omitempty"`
+	Scripts   map[uuid.UUID]ScriptResult `json:"scripts,omitempty"`
+}
+
+// ScriptResult is the outcome of a script's newest run.
+type ScriptResult struct {
+	ExitCode int32     `json:"exit_code"`
+	Status   string    `json:"status"`
+	End      time.Time `json:"end"`
+}
+
+// MetadataValue is the newest value of one key.
+type MetadataValue struct {
+	CollectedAt time.Time `json:"collected_at"`
+	Value       string    `json:"value"`
+	Error       string    `json:"error"`
+}
+
+// Parts of an agent's state, each a record of its own because each has its own pace.
+const (
+	partState     = ".state"
+	partMetadata  = ".metadata"
+	partStats     = ".stats"
+	partResources = ".resources"
+	partSource    = ".source."
+)
+
+// State returns an agent's state; the zero value if it never said anything.
+func (s *Store) State(ctx context.Context, agent uuid.UUID) (State, error) {
+	st, _, err := get[State](ctx, s, s.state, agent.String()+partState)
+	if errors.Is(err, ErrNotFound) {
+		return State{}, nil
+	}
+	return st, err
+}
+
+// States returns the state of every agent that has one.
+func (s *Store) States(ctx context.Context) (map[uuid.UUID]State, error) {
+	found, err := all[State](ctx, s, s.state, "*"+partState)
+	if err != nil {
+		return nil, err
+	}
+	states := make(map[uuid.UUID]State, len(found))
+	for key, st := range found {
+		id, err := uuid.Parse(strings.TrimSuffix(key, partState))
+		if err != nil {
+			return nil, fmt.Errorf("cannot decode key %s: %w", key, err)
+		}
+		states[id] = st
+	}
+	return states, nil
+}
+
+// UpdateState changes an agent's state. change may run more than once.
+func (s *Store) UpdateState(ctx context.Context, agent uuid.UUID, change func(*State) error) error {
+	_, err := update(ctx, s, s.state, agent.String()+partState, change)
+	return err
+}
+
+// Metadata returns the newest values by key.
+func (s *Store) Metadata(ctx context.Context, agent uuid.UUID) (map[string]MetadataValue, error) {
+	values, _, err := get[map[string]MetadataValue](ctx, s, s.state, agent.String()+partMetadata)
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	}
+	return values, err
+}
+
+// PutMetadata stores new values; keys it does not name keep theirs.
+func (s *Store) PutMetadata(ctx context.Context, agent uuid.UUID, values map[string]MetadataValue) error {
+	_, err := update(ctx, s, s.state, agent.String()+partMetadata, func(kept *map[string]MetadataValue) error {
+		if *kept == nil {
+			*kept = make(map[string]MetadataValue, len(values))
+		}
+		for key, v := range values {
+			(*kept)[key] = v
+		}
+		return nil
+	})
+	return err
+}
+
+// PutStats stores an agent's newest report of traffic and sessions.
+func (s *Store) PutStats(ctx context.Context, agent uuid.UUID, stats *agentpb.Stats) error {
+	return s.putProto(ctx, agent.String()+partStats, stats)
+}
+
+// PutResources stores an agent's newest window of memory and disk usage.
+func (s *Store) PutResources(ctx context.Context, agent uuid.UUID, usage *agentpb.PushResourcesMonitoringUsageRequest) error {
+	return s.putProto(ctx, agent.String()+partResources, usage)
+}
+
+func (s *Store) putProto(ctx context.Context, key string, m proto.Message) error {
+	value, err := protojson.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("cannot encode %s: %w", key, err)
+	}
+	return put(ctx, s, s.state, key, json.RawMessage(value))
+}
+
+// CreateLogSource stores a source of log lines; one that exists stays as it is.
+func (s *Store) CreateLogSource(ctx context.Context, source wire.LogSource) error {
+	err := create(ctx, s, s.state, source.WorkspaceAgentID.String()+partSource+source.ID.String(), source)
+	if errors.Is(err, ErrExists) {
+		return nil
+	}
+	return err
+}
+
+// LogSources returns an agent's sources of log lines by id.
+func (s *Store) LogSources(ctx context.Context, agent uuid.UUID) (map[uuid.UUID]wire.LogSource, error) {
+	found, err := all[wire.LogSource](ctx, s, s.state, agent.String()+partSource+"*")
+	if err != nil {
+		return nil, err
+	}
+	sources := make(map[uuid.UUID]wire.LogSource, len(found))
+	for _, source := range found {
+		sources[source.ID] = source
+	}
+	return sources, nil
+}

@@ -1,0 +1,576 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"go.uber.org/goleak"
+
+	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/agentpb"
+)
+
+// TestMain also is the process that TestKill kills: with the variable set it only stores lines.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("BERTH_TEST_STORE"); dir != "" {
+		appendForever(dir)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func open(t *testing.T, opts Options) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func testAgent(name string) Agent {
+	return Agent{ID: uuid.New(), Name: name, CreatedAt: time.Now().UTC().Truncate(time.Second)}
+}
+
+func lines(text ...string) []LogLine {
+	var ls []LogLine
+	for _, s := range text {
+		ls = append(ls, LogLine{Output: s, Level: agentpb.Log_INFO})
+	}
+	return ls
+}
+
+// logged returns the output of all lines above after, and the last id.
+func logged(t *testing.T, s *Store, agent uuid.UUID, after int64) (output []string, last int64) {
+	t.Helper()
+	last = after
+	for entries, err := range s.Logs(t.Context(), agent, after) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if e.ID <= last {
+				t.Errorf("id %d follows %d", e.ID, last)
+			}
+			last = e.ID
+			output = append(output, e.Output)
+		}
+	}
+	return output, last
+}
+
+func TestAgents(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	a := testAgent("one")
+	a.Instance = &Instance{Provider: "aws", ID: "i-0123"}
+	if err := s.CreateAgent(ctx, a); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CreateAgent(ctx, testAgent("ONE")); !errors.Is(err, ErrExists) {
+		t.Errorf("a second agent with the same name: %v, want ErrExists", err)
+	}
+	got, err := s.AgentByName(ctx, "One")
+	if diff := cmp.Diff(a, got); err != nil || diff != "" {
+		t.Errorf("AgentByName: %v\n%s", err, diff)
+	}
+	// Changing name and instance frees the old ones.
+	b := a
+	b.Name, b.Instance = "two", &Instance{Provider: "aws", ID: "i-9999"}
+	if err := s.PutAgent(ctx, b); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]int{"i-0123": 0, "i-9999": 1, "*": 0, "": 0} {
+		found, err := s.AgentsOfInstance(ctx, "aws", id)
+		if err != nil || len(found) != want {
+			t.Errorf("AgentsOfInstance(%q) = %d agents, %v; want %d", id, len(found), err, want)
+		}
+	}
+	if err := s.CreateAgent(ctx, testAgent("one")); err != nil {
+		t.Errorf("the old name is not free: %v", err)
+	}
+	if err := s.DeleteAgent(ctx, a.ID); err != nil {
+		t.Fatal(err)
+	}
+	all, err := s.Agents(ctx)
+	if err != nil || len(all) != 1 || all[0].Name != "one" {
+		t.Errorf("after the deletion: %v, %v", all, err)
+	}
+	if _, err := s.Agent(ctx, a.ID); !errors.Is(err, ErrNotFound) {
+		t.Errorf("deleted agent: %v", err)
+	}
+}
+
+func TestNameOfVanishedAgentIsFree(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	if err := s.claimName(ctx, "half", uuid.New()); err != nil { // the server died before the record
+		t.Fatal(err)
+	}
+	if err := s.CreateAgent(ctx, testAgent("half")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTokens(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	agent := uuid.New()
+	made, err := s.MintToken(ctx, agent, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var exchanged []wire.Secret
+	for range maxExchanged + 2 {
+		token, err := s.MintToken(ctx, agent, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		exchanged = append(exchanged, token)
+	}
+	for i, token := range exchanged {
+		_, err := s.Token(ctx, token)
+		if old := i < 2; errors.Is(err, ErrNotFound) != old {
+			t.Errorf("exchanged token %d of %d: %v", i, len(exchanged), err)
+		}
+	}
+	if got, err := s.Token(ctx, made); err != nil || got.AgentID != agent {
+		t.Errorf("the token made for a person ended: %v", err)
+	}
+
+	revoked := make(chan string, 32)
+	watch, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- s.WatchRevoked(watch, func(hash string) { revoked <- hash }) }()
+	// The watch begins some time after the call; tokens are minted and revoked until it reports one.
+	for seen := false; !seen; {
+		token, err := s.MintToken(ctx, agent, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.RevokeTokens(ctx, agent); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case hash := <-revoked:
+			seen = hash == TokenHash(token) || len(hash) == 64
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Token(ctx, made); !errors.Is(err, ErrNotFound) {
+		t.Errorf("revoked token: %v", err)
+	}
+}
+
+func TestLogs(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	agent, other, source := uuid.New(), uuid.New(), uuid.New()
+	if got, _ := logged(t, s, agent, 0); len(got) != 0 {
+		t.Errorf("lines of an agent that never logged: %q", got)
+	}
+	var want []string
+	for i := range 3 {
+		var batch []string
+		for j := range 300 { // more than a message takes
+			batch = append(batch, fmt.Sprintf("line %d.%d", i, j))
+		}
+		if err := s.AppendLogs(ctx, agent, LogBatch{Source: source, Lines: lines(batch...)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.AppendLogs(ctx, other, LogBatch{Source: source, Lines: lines("not mine")}); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, batch...)
+	}
+	got, _ := logged(t, s, agent, 0)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	// From any id on, the rest follows.
+	var ids []int64
+	for entries, err := range s.Logs(ctx, agent, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			ids = append(ids, e.ID)
+		}
+	}
+	for _, i := range []int{0, 1, 254, 255, 256, 257, 299, 300, 898, 899} {
+		rest, _ := logged(t, s, agent, ids[i])
+		if diff := cmp.Diff(want[i+1:], rest, cmp.Comparer(func(a, b []string) bool { return strings.Join(a, "\n") == strings.Join(b, "\n") })); diff != "" {
+			t.Errorf("after line %d: %s", i, diff)
+		}
+	}
+	length, err := s.LogsLength(ctx, agent)
+	if wantLength := len(strings.Join(want, "")); err != nil || length != int64(wantLength) {
+		t.Errorf("LogsLength = %d, %v; want %d", length, err, wantLength)
+	}
+}
+
+func TestLogsDropDoubles(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	agent, source, spool := uuid.New(), uuid.New(), uuid.New()
+	add := func(b LogBatch) {
+		t.Helper()
+		if err := s.AppendLogs(ctx, agent, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(LogBatch{Source: source, Spool: spool, First: 1, Lines: lines("1", "2")})
+	add(LogBatch{Source: source, Spool: spool, First: 1, Lines: lines("1", "2")})      // the answer was lost
+	add(LogBatch{Source: source, Spool: spool, First: 2, Lines: lines("2", "3", "4")}) // part of it new
+	add(LogBatch{Source: source, Spool: spool, First: 1, Lines: lines("1")})
+	add(LogBatch{Source: uuid.New(), Spool: spool, First: 1, Lines: lines("other source")})
+	add(LogBatch{Source: source, Spool: uuid.New(), First: 1, Lines: lines("other spool")})
+	add(LogBatch{Source: source, Lines: lines("stock")})
+	add(LogBatch{Source: source, Lines: lines("stock")}) // a stock agent said it twice
+	add(LogBatch{Source: source, Spool: spool, First: 5, Lines: lines("5")})
+	want := []string{"1", "2", "3", "4", "other source", "other spool", "stock", "stock", "5"}
+	got, _ := logged(t, s, agent, 0)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestLogsConcurrent(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	agent := uuid.New()
+	const writers, each = 8, 50
+	errs := make(chan error, writers)
+	for w := range writers {
+		go func() {
+			source, spool := uuid.New(), uuid.New()
+			for i := range each {
+				b := LogBatch{Source: source, Spool: spool, First: uint64(i + 1), Lines: lines(fmt.Sprint(w, " ", i))}
+				if err := s.appendUntilStored(ctx, agent, b); err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+	for range writers {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, _ := logged(t, s, agent, 0)
+	if len(got) != writers*each {
+		t.Errorf("%d lines, want %d", len(got), writers*each)
+	}
+	length, err := s.LogsLength(ctx, agent)
+	if want := len(strings.Join(got, "")); err != nil || length != int64(want) {
+		t.Errorf("LogsLength = %d, %v; want %d", length, err, want)
+	}
+}
+
+// appendUntilStored appends past this process's lock, as another server would.
+func (s *Store) appendUntilStored(ctx context.Context, agent uuid.UUID, b LogBatch) error {
+	for {
+		err := s.appendLogs(ctx, agent, logSubject(agent)+"."+b.Spool.String()+"."+b.Source.String(), b)
+		if !conflict(err) {
+			return err
+		}
+	}
+}
+
+func TestLogLimit(t *testing.T) {
+	s, ctx := open(t, Options{Logs: LogLimits{Total: 10}}), t.Context()
+	agent := uuid.New()
+	if err := s.AppendLogs(ctx, agent, LogBatch{Lines: lines("123456")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.AppendLogs(ctx, agent, LogBatch{Lines: lines("1", "2345")}); !errors.Is(err, ErrLogLimit) {
+		t.Errorf("crossing the limit: %v", err)
+	}
+	if err := s.AppendLogs(ctx, agent, LogBatch{Lines: lines("1234")}); err != nil {
+		t.Errorf("reaching the limit: %v", err)
+	}
+	got, _ := logged(t, s, agent, 0)
+	if diff := cmp.Diff([]string{"123456", "1234"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestLogsAreTrimmed(t *testing.T) {
+	const keep = 64 << 10
+	s, ctx := open(t, Options{Logs: LogLimits{Keep: keep}}), t.Context()
+	agent, other, spool := uuid.New(), uuid.New(), uuid.New()
+	if err := s.AppendLogs(ctx, other, LogBatch{Lines: lines("stays")}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		line := fmt.Sprintf("%04d", i) + strings.Repeat("x", 1020)
+		if err := s.AppendLogs(ctx, agent, LogBatch{Spool: spool, First: uint64(i + 1), Lines: lines(line)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, _ := logged(t, s, agent, 0)
+	if n := len(got); n < keep/1024-1 || n > keep/1024*9/8+1 {
+		t.Errorf("%d lines of 1 KiB are kept, want between %d and %d", n, keep/1024, keep/1024*9/8)
+	}
+	if last := got[len(got)-1][:4]; last != "0199" {
+		t.Errorf("the last line is %s", last)
+	}
+	if rest, _ := logged(t, s, other, 0); len(rest) != 1 {
+		t.Error("another agent's log was trimmed")
+	}
+}
+
+func TestFollowLogs(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	agent := uuid.New()
+	follow, stop := context.WithCancel(ctx)
+	defer stop()
+	seen := make(chan string, 100)
+	go func() {
+		defer close(seen)
+		for entries, err := range s.FollowLogs(follow, agent, 0) {
+			if err != nil {
+				t.Error(err)
+			}
+			if len(entries) == 0 {
+				seen <- "(none)"
+			}
+			for _, e := range entries {
+				seen <- e.Output
+			}
+		}
+	}()
+	if first := <-seen; first != "(none)" {
+		t.Errorf("first came %q", first)
+	}
+	for i := range 20 {
+		if err := s.AppendLogs(ctx, agent, LogBatch{Lines: lines(fmt.Sprint(i))}); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-seen; got != fmt.Sprint(i) {
+			t.Errorf("line %d came as %q", i, got)
+		}
+	}
+	stop()
+	if _, more := <-seen; more {
+		t.Error("a line came from nowhere")
+	}
+}
+
+func TestLongLine(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	agent := uuid.New()
+	long := strings.Repeat("é", 700<<10/2)
+	if err := s.AppendLogs(ctx, agent, LogBatch{Spool: uuid.New(), First: 1, Lines: lines("a", long, "b")}); err != nil {
+		t.Fatal(err)
+	}
+	got, _ := logged(t, s, agent, 0)
+	if strings.Join(got, "") != "a"+long+"b" {
+		t.Error("a long line is not what it was")
+	}
+	for _, piece := range got {
+		if !utf8.ValidString(piece) {
+			t.Error("a line was cut within a character")
+		}
+	}
+}
+
+func TestHistoryIsBounded(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	agent, app := uuid.New(), uuid.New()
+	for i := range historyDepth + 10 {
+		if err := s.AddAppStatus(ctx, wire.AppStatus{AgentID: agent, AppID: app, Message: fmt.Sprint(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := s.AppStatuses(ctx, agent, app, 2)
+	if err != nil || len(got) != 2 || got[0].Message != fmt.Sprint(historyDepth+9) {
+		t.Errorf("newest statuses: %v, %v", got, err)
+	}
+	all, err := s.AppStatuses(ctx, agent, app, 10000)
+	if err != nil || len(all) != historyDepth {
+		t.Errorf("%d statuses are kept, want %d (%v)", len(all), historyDepth, err)
+	}
+}
+
+func TestReopen(t *testing.T) {
+	dir := t.TempDir()
+	s, ctx := open(t, Options{Dir: dir}), t.Context()
+	a := testAgent("kept")
+	if err := s.CreateAgent(ctx, a); err != nil {
+		t.Fatal(err)
+	}
+	token, err := s.MintToken(ctx, a.ID, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spool := uuid.New()
+	if err := s.AppendLogs(ctx, a.ID, LogBatch{Spool: spool, First: 1, Lines: lines("1", "2")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(ctx, Options{Dir: dir}); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), dir) {
+		t.Errorf("a second server with the same directory: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, Options{Dir: dir})
+	if got, err := s.Token(ctx, token); err != nil || got.AgentID != a.ID {
+		t.Errorf("token after reopening: %v", err)
+	}
+	if err := s.AppendLogs(ctx, a.ID, LogBatch{Spool: spool, First: 2, Lines: lines("2", "3")}); err != nil {
+		t.Fatal(err)
+	}
+	got, _ := logged(t, s, a.ID, 0)
+	if diff := cmp.Diff([]string{"1", "2", "3"}, got); diff != "" {
+		t.Error(diff)
+	}
+	if err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if strings.Contains(string(data), token.Reveal()) {
+			t.Errorf("%s holds the token itself", path)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// killAgent, killSpool are what the process of TestKill writes to.
+var (
+	killAgent = uuid.MustParse("11111111-1111-4111-8111-111111111111")
+	killSpool = uuid.MustParse("22222222-2222-4222-8222-222222222222")
+)
+
+func appendForever(dir string) {
+	ctx := context.Background()
+	s, err := Open(ctx, Options{Dir: dir})
+	if err != nil {
+		panic(err)
+	}
+	for i := uint64(1); ; i++ {
+		if err := s.AppendLogs(ctx, killAgent, LogBatch{Spool: killSpool, First: i, Lines: lines(fmt.Sprint(i))}); err != nil {
+			panic(err)
+		}
+		fmt.Println(i) // acknowledged
+	}
+}
+
+// TestKill kills a server with -9 while it stores lines: every acknowledged one is there, and what
+// the agent sends again is not stored twice.
+func TestKill(t *testing.T) {
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "BERTH_TEST_STORE="+dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	acknowledged := 0
+	for acknowledged < 500+rand.IntN(200) {
+		if _, err := fmt.Fscanln(out, &acknowledged); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	s := open(t, Options{Dir: dir})
+	got, _ := logged(t, s, killAgent, 0)
+	if len(got) < acknowledged {
+		t.Fatalf("%d lines survive, %d were acknowledged", len(got), acknowledged)
+	}
+	var resent []string
+	for i := acknowledged + 1; i <= acknowledged+50; i++ {
+		resent = append(resent, fmt.Sprint(i))
+	}
+	if err := s.AppendLogs(t.Context(), killAgent, LogBatch{Spool: killSpool, First: uint64(acknowledged + 1), Lines: lines(resent...)}); err != nil {
+		t.Fatal(err)
+	}
+	got, _ = logged(t, s, killAgent, 0)
+	for i, line := range got {
+		if line != fmt.Sprint(i+1) {
+			t.Fatalf("line %d is %q", i+1, line)
+		}
+	}
+}
+
+func TestFullDisk(t *testing.T) {
+	s, ctx := open(t, Options{Dir: t.TempDir()}), t.Context()
+	free := uint64(minFree)
+	s.embed.disk.free = func(string) (uint64, error) { return free, nil }
+	full := func(bytes uint64) {
+		free = bytes
+		s.embed.disk.checked = time.Time{}
+	}
+	agent := uuid.New()
+	full(minFree - 1)
+	err := s.AppendLogs(ctx, agent, LogBatch{Lines: lines("lost")})
+	if !errors.Is(err, ErrDiskFull) || !strings.Contains(err.Error(), "free some space") {
+		t.Errorf("writing to a full disk: %v", err)
+	}
+	if err := s.CreateAgent(ctx, testAgent("late")); !errors.Is(err, ErrDiskFull) {
+		t.Errorf("creating on a full disk: %v", err)
+	}
+	if _, err := s.Agents(ctx); err != nil {
+		t.Errorf("reading from a full disk: %v", err)
+	}
+	full(minFree)
+	if err := s.AppendLogs(ctx, agent, LogBatch{Lines: lines("kept")}); err != nil {
+		t.Errorf("after space was freed: %v", err)
+	}
+}
+
+func TestBadDirectory(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Options{Dir: file}); err == nil || !strings.Contains(err.Error(), "cannot use the data directory") {
+		t.Errorf("a file as data directory: %v", err)
+	}
+	if _, err := Open(t.Context(), Options{URL: "nats://user:hunter2@127.0.0.1:1"}); err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("a cluster that is not there: %v", err)
+	}
+}
+
+func BenchmarkAppendLogs(b *testing.B) {
+	s, err := Open(b.Context(), Options{Dir: b.TempDir()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	agent, spool := uuid.New(), uuid.New()
+	batch := LogBatch{Spool: spool, First: 1, Lines: lines(strings.Split(strings.Repeat("a line of a usual length, more or less\n", 99), "\n")...)}
+	for b.Loop() {
+		if err := s.AppendLogs(b.Context(), agent, batch); err != nil {
+			b.Fatal(err)
+		}
+		batch.First += uint64(len(batch.Lines))
+	}
+	b.ReportMetric(float64(b.N*len(batch.Lines))/b.Elapsed().Seconds(), "lines/s")
+}

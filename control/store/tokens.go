@@ -1,0 +1,173 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/berthd/berth/wire"
+)
+
+// Token is what is known of a session token. The token itself is not: only its SHA-256 is stored,
+// which is enough for 122 random bits.
+type Token struct {
+	AgentID   uuid.UUID `json:"agent_id"`
+	CreatedAt time.Time `json:"created_at"`
+	// Exchanged marks a token that a machine got for its identity, rather than a person for an agent.
+	Exchanged bool `json:"exchanged,omitempty"`
+}
+
+// maxExchanged is how many exchanged tokens of one agent stay good: agents mint one at each
+// reconnect, and several processes of one machine may hold theirs at the same time.
+const maxExchanged = 8
+
+// MintToken makes a fresh token for an agent and returns it; it can never be read again. Of
+// exchanged tokens the oldest end when there are too many.
+func (s *Store) MintToken(ctx context.Context, agent uuid.UUID, exchanged bool) (wire.Secret, error) {
+	id, err := uuid.NewRandom()
+	if err != nil {
+		return "", fmt.Errorf("cannot make a token: %w", err)
+	}
+	token := wire.Secret(id.String())
+	t := Token{AgentID: agent, CreatedAt: time.Now().UTC(), Exchanged: exchanged}
+	// The index comes first, so that every good token can be revoked.
+	if err := put(ctx, s, s.tokens, agentTokenKey(agent, TokenHash(token)), t); err != nil {
+		return "", err
+	}
+	if err := put(ctx, s, s.tokens, tokenKey(TokenHash(token)), t); err != nil {
+		return "", err
+	}
+	if !exchanged {
+		return token, nil
+	}
+	held, err := all[Token](ctx, s, s.tokens, agentTokenKey(agent, "*"))
+	if err != nil {
+		return "", err
+	}
+	maps.DeleteFunc(held, func(_ string, t Token) bool { return !t.Exchanged })
+	oldest := slices.SortedFunc(maps.Keys(held), func(a, b string) int {
+		return cmp.Or(held[a].CreatedAt.Compare(held[b].CreatedAt), cmp.Compare(a, b))
+	})
+	for _, key := range oldest[:max(0, len(oldest)-maxExchanged)] {
+		if err := s.revoke(ctx, agent, key); err != nil {
+			return "", err
+		}
+	}
+	return token, nil
+}
+
+// Token returns what is known of a token, or [ErrNotFound].
+func (s *Store) Token(ctx context.Context, token wire.Secret) (Token, error) {
+	t, _, err := get[Token](ctx, s, s.tokens, tokenKey(TokenHash(token)))
+	return t, err
+}
+
+// RevokeTokens ends every token of an agent.
+func (s *Store) RevokeTokens(ctx context.Context, agent uuid.UUID) error {
+	held, err := keys(ctx, s, s.tokens, agentTokenKey(agent, "*"))
+	if err != nil {
+		return err
+	}
+	for _, key := range held {
+		if err := s.revoke(ctx, agent, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) revoke(ctx context.Context, agent uuid.UUID, indexKey string) error {
+	hash := strings.TrimPrefix(indexKey, agentTokenKey(agent, ""))
+	if err := purge(ctx, s, s.tokens, tokenKey(hash)); err != nil {
+		return err
+	}
+	return purge(ctx, s, s.tokens, indexKey)
+}
+
+// WatchRevoked calls revoked with the hash of each token that ends, until ctx is done. When the
+// watch itself breaks it returns the error; tokens may then have ended unseen.
+func (s *Store) WatchRevoked(ctx context.Context, revoked func(hash string)) error {
+	watcher, err := s.tokens.Watch(ctx, tokenKey("*"), jetstream.UpdatesOnly(), jetstream.MetaOnly())
+	if err != nil {
+		return s.explain("watch tokens", err)
+	}
+	defer watcher.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case entry, ok := <-watcher.Updates():
+			if !ok {
+				if ctx.Err() != nil {
+					return nil
+				}
+				return errors.New("cannot watch tokens: the store closed")
+			}
+			if entry != nil && entry.Operation() != jetstream.KeyValuePut {
+				revoked(strings.TrimPrefix(entry.Key(), tokenKey("")))
+			}
+		}
+	}
+}
+
+// TokenHash is what stands for a token wherever it is kept.
+func TokenHash(token wire.Secret) string { return hash(token.Reveal()) }
+
+func tokenKey(hash string) string { return "hash." + hash }
+func agentTokenKey(agent uuid.UUID, hash string) string {
+	return "agent." + agent.String() + "." + hash
+}
+
+// Key is what is known of a person's API key, "<id>-<secret>".
+type Key struct {
+	Name      string    `json:"name"`
+	CreatedAt time.Time `json:"created_at"`
+	// Hash is the SHA-256 of the whole key.
+	Hash string `json:"hash"`
+}
+
+// CreateKey stores a person's key under its id.
+func (s *Store) CreateKey(ctx context.Context, id string, k Key) error {
+	return create(ctx, s, s.server, "key."+id, k)
+}
+
+// Key returns the key with an id, which must be a valid key name for the store.
+func (s *Store) Key(ctx context.Context, id string) (Key, error) {
+	k, _, err := get[Key](ctx, s, s.server, "key."+id)
+	return k, err
+}
+
+// HasKeys tells whether any person's key exists.
+func (s *Store) HasKeys(ctx context.Context) (bool, error) {
+	found, err := keys(ctx, s, s.server, "key.*")
+	return len(found) > 0, err
+}
+
+// Once returns the value kept under name, which the first server of a deployment makes.
+func (s *Store) Once(ctx context.Context, name string, value func() ([]byte, error)) ([]byte, error) {
+	for range maxConflicts {
+		kept, _, err := get[[]byte](ctx, s, s.server, name)
+		if err == nil || !errors.Is(err, ErrNotFound) {
+			return kept, err
+		}
+		fresh, err := value()
+		if err != nil {
+			return nil, err
+		}
+		switch err := create(ctx, s, s.server, name, fresh); {
+		case err == nil:
+			return fresh, nil
+		case !errors.Is(err, ErrExists):
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("cannot keep %s: other servers came first", name)
+}
