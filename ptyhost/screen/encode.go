@@ -1,0 +1,171 @@
+package screen
+
+import (
+	"strconv"
+	"unicode/utf8"
+)
+
+// encoder writes cells as VT bytes, changing the pen only where it changes.
+type encoder struct {
+	t   *Terminal
+	buf []byte
+	pen style
+}
+
+func (e *encoder) str(s string) { e.buf = append(e.buf, s...) }
+
+// csi writes CSI params final, where prefix holds a private marker and suffix the intermediate and final bytes.
+func (e *encoder) csi(prefix, suffix string, params ...int) {
+	e.str("\x1b[")
+	e.str(prefix)
+	for i, p := range params {
+		if i > 0 {
+			e.buf = append(e.buf, ';')
+		}
+		e.buf = strconv.AppendInt(e.buf, int64(p), 10)
+	}
+	e.str(suffix)
+}
+
+// move places the cursor, counted from zero.
+func (e *encoder) move(y, x int) { e.csi("", "H", y+1, x+1) }
+
+// setPen emits what changes the pen into s.
+func (e *encoder) setPen(s style) {
+	if s == e.pen {
+		return
+	}
+	was, is := e.t.extras.at(int(e.pen.extra)), e.t.extras.at(int(s.extra))
+	if was.link != is.link {
+		e.str("\x1b]8;")
+		if is.link == "" {
+			e.str(";")
+		}
+		e.str(is.link)
+		e.str("\x1b\\")
+	}
+	plain := style{extra: s.extra}
+	switch {
+	case s == plain && is.underline == 0:
+		if (e.pen != style{extra: e.pen.extra} || was.underline != 0) {
+			e.str("\x1b[m")
+		}
+	default:
+		e.sgr(s, is.underline, was.underline)
+	}
+	e.pen = s
+}
+
+func (e *encoder) sgr(s style, underline, wasUnderline color) {
+	at := len(e.buf)
+	e.str("\x1b[")
+	from := e.pen
+	if from.attr != s.attr {
+		e.str("0;")
+		from, wasUnderline = style{}, 0
+		e.attrs(s.attr)
+	}
+	if from.fg != s.fg {
+		e.color(30, s.fg)
+	}
+	if from.bg != s.bg {
+		e.color(40, s.bg)
+	}
+	if wasUnderline != underline {
+		e.color(50, underline)
+	}
+	if e.buf[len(e.buf)-1] != ';' { // only a link changed
+		e.buf = e.buf[:at]
+		return
+	}
+	e.buf[len(e.buf)-1] = 'm'
+}
+
+var attrCodes = [...]struct {
+	attr attr
+	code string
+}{
+	{attrBold, "1;"}, {attrFaint, "2;"}, {attrItalic, "3;"}, {attrBlink, "5;"}, {attrInverse, "7;"}, {attrHidden, "8;"},
+	{attrStrike, "9;"}, {attrOverline, "53;"},
+}
+
+func (e *encoder) attrs(a attr) {
+	for _, c := range attrCodes {
+		if a&c.attr != 0 {
+			e.str(c.code)
+		}
+	}
+	switch u := (a & attrUnderlineMask) / attrUnderline; u {
+	case 0:
+	case 1:
+		e.str("4;")
+	default: // with a colon, so that terminals without underline styles draw a plain one or none, but misread nothing
+		e.buf = append(e.buf, '4', ':', '0'+byte(u), ';')
+	}
+}
+
+// color emits a colour parameter; base is 30 for the foreground, 40 for the background, 50 for the underline.
+func (e *encoder) color(base int, c color) {
+	num := func(n int) { e.buf = append(strconv.AppendInt(e.buf, int64(n), 10), ';') }
+	n := int(c &^ colorKind)
+	switch {
+	case c == 0:
+		num(base + 9)
+	case c&colorKind == colorRGB:
+		num(base + 8)
+		num(2)
+		num(n >> 16 & 0xff)
+		num(n >> 8 & 0xff)
+		num(n & 0xff)
+	case n < 8 && base < 50:
+		num(base + n)
+	case n < 16 && base < 50:
+		num(base + 60 + n - 8)
+	default:
+		num(base + 8)
+		num(5)
+		num(n)
+	}
+}
+
+// cells emits columns [from, to) of a row, blanks as spaces.
+func (e *encoder) cells(r *row, from, to int) {
+	for i := from; i < to; i++ {
+		c := &r.cells[i]
+		if c.style != e.pen {
+			e.setPen(c.style)
+		}
+		g := c.glyph
+		switch {
+		case g < utf8.RuneSelf && g > 0:
+			e.buf = append(e.buf, byte(g))
+		case g&glyphTail != 0:
+		case g&glyphMask == 0 && g&glyphCluster == 0:
+			e.buf = append(e.buf, ' ')
+		case g&glyphCluster != 0:
+			e.str(e.t.clusters.at(int(g & glyphMask)))
+		default:
+			e.buf = utf8.AppendRune(e.buf, rune(g&glyphMask))
+		}
+	}
+}
+
+// content returns how many columns of a row must be drawn. A row that wraps is drawn in full, except for a last column left empty because the
+// wide character that starts the next row did not fit.
+func (r *row) content() int {
+	if !r.wrapped {
+		return r.used
+	}
+	if last := len(r.cells) - 1; last > 0 && r.cells[last] == (cell{}) {
+		return last
+	}
+	return len(r.cells)
+}
+
+// appendLine appends the encoded row to b, beginning and ending with the default pen.
+func (t *Terminal) appendLine(b []byte, r *row) []byte {
+	e := encoder{t: t, buf: b}
+	e.cells(r, 0, r.content())
+	e.setPen(style{})
+	return e.buf
+}

@@ -1,0 +1,290 @@
+package screen
+
+import "unicode/utf8"
+
+// state is where the parser is. The machine is the one of vt100.net/emu/dec_ansi_parser, with UTF-8 instead of 8-bit controls and with bytes
+// from 0x80 on passing through strings, so that a title may hold any text.
+type state uint8
+
+const (
+	stateGround state = iota
+	stateEscape
+	stateEscapeInter
+	stateCSI
+	stateCSIIgnore
+	stateOSC
+	stateString // DCS, SOS, PM and APC: nothing in them is state that a snapshot could show
+)
+
+const (
+	maxParams  = 32       // xterm reads 30
+	maxParam   = 1 << 16  // no parameter of meaning is larger
+	maxOSC     = 8 << 10  // collected of an OSC string; hyperlinks are at most 2 KiB, titles far less
+	maxPending = 64 << 10 // kept of an unfinished sequence for viewers who attach in its middle
+)
+
+// parser holds a sequence while it comes in.
+type parser struct {
+	state state
+	inter byte // last intermediate byte, 0 if none
+	mark  byte // private marker: one of <=>? or 0
+
+	params  [maxParams]int // -1 where the parameter was left out
+	colon   uint32         // bit i: a colon, not a semicolon, stands before params[i]
+	nparams int
+
+	osc []byte
+
+	// pending is the raw text of the unfinished rune or sequence: what a new viewer must get so that the bytes that follow make sense to it.
+	pending []byte
+	// swallow is set when pending grew too long and was replaced by the start of a string that viewers ignore.
+	swallow bool
+}
+
+func (p *parser) hold(b []byte) {
+	if p.swallow {
+		return
+	}
+	if len(p.pending)+len(b) <= maxPending {
+		p.pending = append(p.pending, b...)
+		return
+	}
+	p.swallow = true
+	p.pending = append(p.pending[:0], "\x1b_"...)
+	if p.state == stateOSC {
+		p.pending = append(p.pending[:0], "\x1b]7777;"...) // an OSC, since only those may end in BEL
+	}
+}
+
+func (p *parser) release() {
+	p.pending = p.pending[:0]
+	p.swallow = false
+}
+
+// Write feeds program output to the terminal. It never fails.
+func (t *Terminal) Write(p []byte) (int, error) {
+	n := len(p)
+	if n > 0 {
+		t.pristine = false
+	}
+	if t.state == stateGround && len(t.pending) > 0 {
+		p = t.finishRune(p)
+	}
+	start := 0 // where the unfinished sequence begins in p
+	for i := 0; i < len(p); {
+		if t.state == stateGround {
+			i += t.ground(p[i:])
+			start = i
+			if t.state == stateEscape {
+				start--
+				t.release()
+			}
+			continue
+		}
+		if p[i] == 0x1b {
+			start = i
+			t.release()
+		}
+		i += t.sequence(p[i:])
+		if t.state == stateGround {
+			start = i
+			t.release()
+		}
+	}
+	if t.state != stateGround {
+		t.hold(p[start:])
+	}
+	return n, nil
+}
+
+// finishRune completes a rune whose first bytes came in an earlier write, and returns what is left of p.
+func (t *Terminal) finishRune(p []byte) []byte {
+	for len(p) > 0 {
+		t.pending = append(t.pending, p[0])
+		if !utf8.FullRune(t.pending) {
+			p = p[1:]
+			continue
+		}
+		r, size := utf8.DecodeRune(t.pending)
+		if r != utf8.RuneError || size > 1 {
+			p = p[1:]
+		}
+		t.release()
+		t.printRune(r)
+		break
+	}
+	return p
+}
+
+// decodeRune decodes the first rune of p. An invalid start is one U+FFFD as long as the longest prefix that could have become a rune, which
+// makes the result independent of where writes were cut. size is 0 if p holds only the beginning of a rune.
+func decodeRune(p []byte) (r rune, size int) {
+	r, size = utf8.DecodeRune(p)
+	if r != utf8.RuneError || size != 1 {
+		return r, size
+	}
+	for n := 1; n <= len(p); n++ {
+		if utf8.FullRune(p[:n]) {
+			return utf8.RuneError, max(1, n-1)
+		}
+	}
+	return utf8.RuneError, 0
+}
+
+// ground consumes text and controls up to and including an ESC, and returns how much that was.
+func (t *Terminal) ground(p []byte) int {
+	for i := 0; i < len(p); {
+		b := p[i]
+		switch {
+		case b >= 0x20 && b < 0x7f:
+			j := i + 1
+			for j < len(p) && p[j] >= 0x20 && p[j] < 0x7f {
+				j++
+			}
+			t.printASCII(p[i:j])
+			i = j
+		case b == 0x1b:
+			t.enter(stateEscape)
+			return i + 1
+		case b < 0x20:
+			t.control(b)
+			i++
+		case b == 0x7f:
+			i++
+		default:
+			r, size := decodeRune(p[i:])
+			if size == 0 {
+				t.hold(p[i:])
+				return len(p)
+			}
+			i += size
+			t.printRune(r)
+		}
+	}
+	return len(p)
+}
+
+func (t *Terminal) enter(s state) {
+	t.state = s
+	switch s {
+	case stateEscape:
+		t.inter, t.mark = 0, 0
+	case stateCSI:
+		t.nparams, t.colon = 0, 0
+		t.params[0] = -1
+	case stateOSC:
+		t.osc = t.osc[:0]
+	}
+}
+
+// sequence consumes bytes while the parser is inside a sequence, up to its end or up to the next ESC, and returns how many.
+func (t *Terminal) sequence(p []byte) int {
+	for i, b := range p {
+		switch {
+		case b == 0x1b && i > 0:
+			return i // the caller notes that a new sequence starts here
+		case b == 0x1b:
+			if t.state == stateOSC {
+				t.dispatchOSC()
+			}
+			t.enter(stateEscape)
+		case b == 0x18 || b == 0x1a: // CAN and SUB give up on a sequence
+			t.state = stateGround
+		case t.state == stateOSC:
+			t.stringOSC(b)
+		case t.state == stateString:
+		case b < 0x20:
+			t.control(b)
+		case b >= 0x7f:
+			// DEL is ignored, and no sequence outside strings has bytes from 0x80 on.
+		case t.state == stateEscape || t.state == stateEscapeInter:
+			t.escapeByte(b)
+		default:
+			t.csiByte(b)
+		}
+		if t.state == stateGround {
+			return i + 1
+		}
+	}
+	return len(p)
+}
+
+func (t *Terminal) stringOSC(b byte) {
+	switch {
+	case b == 0x07:
+		t.dispatchOSC()
+		t.state = stateGround
+	case b < 0x20:
+	case len(t.osc) < maxOSC:
+		t.osc = append(t.osc, b)
+	}
+}
+
+func (t *Terminal) escapeByte(b byte) {
+	switch {
+	case b < 0x30:
+		t.inter = b
+		t.state = stateEscapeInter
+	case t.state == stateEscapeInter:
+		t.state = stateGround
+		t.escapeInter(t.inter, b)
+	case b == '[':
+		t.enter(stateCSI)
+	case b == ']':
+		t.enter(stateOSC)
+	case b == 'P', b == 'X', b == '^', b == '_':
+		t.enter(stateString)
+	default:
+		t.state = stateGround
+		t.escape(b)
+	}
+}
+
+func (t *Terminal) csiByte(b byte) {
+	switch {
+	case b >= 0x40:
+		ignore := t.state == stateCSIIgnore
+		t.state = stateGround
+		if !ignore {
+			if t.nparams > 0 || t.params[0] >= 0 {
+				t.nparams = min(t.nparams+1, maxParams)
+			}
+			t.csi(b)
+		}
+	case t.state == stateCSIIgnore:
+	case b < 0x30:
+		t.inter = b
+	case t.inter != 0:
+		t.state = stateCSIIgnore // a parameter after an intermediate
+	case b <= '9':
+		t.digit(int(b - '0'))
+	case b == ':' || b == ';':
+		t.nparams = min(t.nparams+1, maxParams)
+		if t.nparams < maxParams {
+			t.params[t.nparams] = -1
+			if b == ':' {
+				t.colon |= 1 << t.nparams
+			}
+		}
+	case t.mark == 0 && t.nparams == 0 && t.params[0] < 0:
+		t.mark = b
+	default:
+		t.state = stateCSIIgnore
+	}
+}
+
+func (t *Terminal) digit(d int) {
+	if t.nparams >= maxParams {
+		return
+	}
+	v := &t.params[t.nparams]
+	*v = min(max(*v, 0)*10+d, maxParam)
+}
+
+// param returns parameter i, or def if it was left out or is zero.
+func (p *parser) param(i, def int) int {
+	if i >= p.nparams || p.params[i] <= 0 {
+		return def
+	}
+	return p.params[i]
+}

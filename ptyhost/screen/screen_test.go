@@ -1,0 +1,379 @@
+package screen
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// dump is all of a terminal's state that a viewer can tell, in a form that compares: interned values are written out.
+func dump(t *Terminal) string {
+	var b strings.Builder
+	pen := func(s style) string {
+		x := t.extras.at(int(s.extra))
+		return fmt.Sprintf("%x/%x/%x/%x/%s", s.fg, s.bg, s.attr, x.underline, x.link)
+	}
+	cur := func(name string, c cursor) {
+		fmt.Fprintf(&b, "%s %d,%d wrap=%t %s %s gl=%d origin=%t\n", name, c.y, c.x, c.wrapNext, pen(c.pen), c.charset, c.gl, c.origin)
+	}
+	grid := func(name string, g *grid) {
+		if g == nil {
+			return
+		}
+		for y := range t.rows {
+			r := g.row(y)
+			fmt.Fprintf(&b, "%s %2d %t ", name, y, r.wrapped && y+1 < t.rows && g.row(y+1).begins())
+			var line strings.Builder
+			last := style{}
+			for x := range r.cells {
+				c := r.cells[x]
+				if c.glyph&glyphTail != 0 {
+					continue
+				}
+				if c.style != last {
+					fmt.Fprintf(&line, "{%s}", pen(c.style))
+					last = c.style
+				}
+				text := t.text(c.glyph)
+				if text == "" {
+					text = " " // drawn the same
+				}
+				line.WriteString(text)
+			}
+			b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+		}
+	}
+	grid("main", t.main)
+	if t.screen == t.alt {
+		grid("alt", t.alt)
+	}
+	cur("cursor", t.cursor)
+	cur("saved", t.screen.saved)
+	fmt.Fprintf(&b, "alt=%t region=%d,%d modes=%+v shape=%d title=%q cwd=%q palette=%v keyboard=%v keypad=%t tabs=%v state=%d\n",
+		t.screen == t.alt, t.top, t.bot, t.modes, t.cursorShape, t.title, t.cwd, t.palette, *t.keys(), t.keypad, t.tabs, t.state)
+	return b.String()
+}
+
+// history returns the scrollback's lines as text.
+func history(t *Terminal) []string {
+	var lines []string
+	t.history.each(t.history.lines, func(line []byte, end lineEnd) { lines = append(lines, string(line)) })
+	return lines
+}
+
+func fed(cfg Config, s string) *Terminal {
+	t := New(cfg)
+	t.Write([]byte(s))
+	return t
+}
+
+// streams are program outputs that together use what the model knows.
+func streams(tb testing.TB) map[string]string {
+	tb.Helper()
+	var seq, long, rgb strings.Builder
+	for i := range 200 {
+		fmt.Fprintf(&seq, "%d\r\n", i)
+		fmt.Fprintf(&long, "%d %s\r\n", i, strings.Repeat("wrap ", i%50))
+		fmt.Fprintf(&rgb, "\x1b[38;2;%d;%d;%dm\x1b[48;5;%dmx\x1b[m", i, 255-i, i*7%256, i)
+	}
+	all := map[string]string{
+		"seq":       seq.String(),
+		"long":      long.String(),
+		"rgb":       rgb.String() + "\x1b[1;3;4:3;58:2::1:2:3mcurly\x1b[22;24;59m plain\x1b[0m\x1b[7mrev\x1b[27;9;53m x",
+		"wide":      strings.Repeat("漢字かなa", 40) + "e\u0301o\u0308 👨‍👩‍👧 🇫🇷 ❤️ |\r\n" + strings.Repeat("한글", 39) + "a漢b",
+		"alt":       "$ vim\r\n\x1b[?1049h\x1b[22;0;0t\x1b[?1h\x1b=\x1b[2J\x1b[H\x1b[1;23rfile\x1b[24;1H\x1b[7m-- INSERT --\x1b[m\x1b[2 q\x1b[10;5H\x1b[?2004h\x1b[?1002h\x1b[?1006h",
+		"altleave":  "$ vim\r\nout\x1b7\x1b[?1049h\x1b[2Jin\x1b[?1049lback\x1b[?47hagain\x1b[?47l done",
+		"region":    "\x1b[5;10r\x1b[?6h\x1b[2;3Hin" + strings.Repeat("\nscroll", 20) + "\x1bM\x1bM\x1b[2L\x1b[1M\x1b7\x1b[?6l\x1b[20;1H",
+		"charset":   "\x1b(0lqqqk\r\nx   x\r\nmqqqj\x1b)0\x1b(B a\x0eq\x0fa\x0e",
+		"tabs":      "\x1b[3g\x1b[5G\x1bH\x1b[20G\x1bH\r\tfive\ttwenty\t\x1b[Zback",
+		"edit":      "0123456789\x1b[5D\x1b[2@ab\x1b[3P\x1b[4h ins\x1b[4l\x1b[2X\x1b[1K\r\n漢字漢字\x1b[3D\x1b[P\x1b[4Dx",
+		"erase":     strings.Repeat("full line of text ", 100) + "\x1b[44m\x1b[10;10H\x1b[K\x1b[12;1H\x1b[J\x1b[5;5H\x1b[1J\x1b[m",
+		"links":     "\x1b]8;id=1;https://a.example/\x1b\\link\x1b[31mred\x1b[m\x1b]8;;\x07 none \x1b]2;title ✓ x\x07\x1b]7;file://h/tmp\x1b\\\x1b]4;1;rgb:00/11/22\x07\x1b]10;#fff\x07",
+		"keyboard":  "\x1b[>1u\x1b[>5u\x1b[=2;2u\x1b[?1049h\x1b[>3u\x1b[?1004h\x1b[?2026h",
+		"wrapnext":  strings.Repeat("x", 80) + "\x1b7\x1b[3;1H" + strings.Repeat("y", 79) + "漢" + "\x1b[7;1H" + strings.Repeat("z", 80),
+		"modes":     "\x1b[?25l\x1b[?7l" + strings.Repeat("n", 200) + "\x1b[?5h\x1b[?1003h\x1b[20h\x1b[3 q\x1b[10;20H",
+		"rep":       "ab\x1b[90b\x1b#8\x1b[5;5H\x1b[3S\x1b[2T\x1b[3^x",
+		"strings":   "a\x1bPq#0;2;0;0;0#0~~@@vv\x1b\\b\x1b_Gf=100;QUJD\x1b\\c\x1b^pm\x1b\\d\x1b]52;c;QUJD\x07e\x1b]133;A\x07f\x18g\x1b[1;2\x18h",
+		"invalid":   "a\xff\xc3(\xe2\x82b\xf0\x9f\x98\x1b[31mc\xed\xa0\x80d\xc2\x9b31me",
+		"softreset": "\x1b[3;5r\x1b[1;31m\x1b[?25l\x1b[4h\x1b[!pplain\x1bcreset",
+	}
+	files, err := filepath.Glob("testdata/streams/*")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		all[filepath.Base(f)] = string(data)
+	}
+	return all
+}
+
+// TestLateViewer attaches a viewer at every point of every stream, inside runes and sequences too, and wants it to end where one that saw
+// everything ends.
+func TestLateViewer(t *testing.T) {
+	for name, s := range streams(t) {
+		t.Run(name, func(t *testing.T) {
+			want := dump(fed(Config{}, s))
+			step := max(1, len(s)/1000)
+			for cut := 0; cut <= len(s); cut += step {
+				model := fed(Config{}, s[:cut])
+				viewer := New(Config{})
+				viewer.Write(model.Snapshot(View{}))
+				if diff := cmp.Diff(dump(model), dump(viewer)); diff != "" {
+					t.Fatalf("cut at %d after %q: the snapshot differs (-model +viewer):\n%s", cut, s[max(0, cut-20):cut], diff)
+				}
+				viewer.Write([]byte(s[cut:]))
+				if diff := cmp.Diff(want, dump(viewer)); diff != "" {
+					t.Fatalf("cut at %d after %q: (-stayed +late):\n%s", cut, s[max(0, cut-20):cut], diff)
+				}
+			}
+		})
+	}
+}
+
+// TestCatchUp gives a viewer who is in any state, even inside a sequence, a snapshot of another.
+func TestCatchUp(t *testing.T) {
+	for from, was := range streams(t) {
+		for name, s := range streams(t) {
+			model := fed(Config{}, s)
+			viewer := fed(Config{}, was+"\x1b]2;torn")
+			viewer.Write(model.Snapshot(View{Lines: -1}))
+			if model.title == "" {
+				viewer.title = "" // there is no way to unset a title
+			}
+			if model.cwd == "" {
+				viewer.cwd = ""
+			}
+			viewer.tabs, model.tabs = nil, nil // nor to restore the default tab stops in one go
+			viewer.cursorShape, model.cursorShape = 0, 0
+			if len(viewer.palette) == 0 && len(model.palette) == 0 || !model.sawPalette {
+				viewer.palette, model.palette = nil, nil
+			}
+			if !model.sawKeyboard {
+				viewer.keyboard = model.keyboard
+			}
+			if diff := cmp.Diff(dump(model), dump(viewer)); diff != "" {
+				t.Fatalf("from %s to %s (-model +viewer):\n%s", from, name, diff)
+			}
+		}
+	}
+}
+
+// TestChunks wants the result to be the same however the output was cut.
+func TestChunks(t *testing.T) {
+	for name, s := range streams(t) {
+		t.Run(name, func(t *testing.T) {
+			want := dump(fed(Config{}, s))
+			rng := rand.New(rand.NewPCG(1, 2))
+			for range 20 {
+				got := New(Config{})
+				for rest := []byte(s); len(rest) > 0; {
+					n := 1 + rng.IntN(min(len(rest), 7))
+					got.Write(rest[:n])
+					rest = rest[n:]
+				}
+				if diff := cmp.Diff(want, dump(got)); diff != "" {
+					t.Fatalf("in pieces (-whole +pieces):\n%s", diff)
+				}
+			}
+		})
+	}
+}
+
+func TestPristineSnapshotIsEmpty(t *testing.T) {
+	if got := New(Config{}).Snapshot(View{}); len(got) != 0 {
+		t.Errorf("snapshot of a new terminal: %q, want nothing", got)
+	}
+}
+
+func TestScrollback(t *testing.T) {
+	term := New(Config{Rows: 5, Cols: 20, Lines: 100})
+	for i := range 1000 {
+		fmt.Fprintf(term, "line %d\r\n", i)
+	}
+	lines := history(term)
+	if len(lines) != 100 || lines[0] != "line 896" || lines[99] != "line 995" {
+		t.Errorf("scrollback holds %d lines from %q to %q", len(lines), lines[0], lines[len(lines)-1])
+	}
+	viewer := New(Config{Rows: 5, Cols: 20})
+	viewer.Write(term.Snapshot(View{}))
+	if diff := cmp.Diff(lines, history(viewer)); diff != "" {
+		t.Errorf("a viewer's scrollback (-model +viewer):\n%s", diff)
+	}
+	viewer = New(Config{Rows: 5, Cols: 20})
+	viewer.Write(term.Snapshot(View{Lines: 7}))
+	if diff := cmp.Diff(lines[93:], history(viewer)); diff != "" {
+		t.Errorf("a viewer's last seven lines (-model +viewer):\n%s", diff)
+	}
+}
+
+func TestScrollbackBytesBounded(t *testing.T) {
+	const bound = 256 << 10
+	term := New(Config{Rows: 5, Cols: 200, Bytes: bound})
+	long := []byte(strings.Repeat("0123456789", 19) + "\r\n")
+	for range 20_000 {
+		term.Write(long)
+	}
+	if got := term.history.bytes; got > bound+blockSize {
+		t.Errorf("scrollback holds %d bytes, over its bound of %d", got, bound)
+	}
+	if term.history.lines < 1000 {
+		t.Errorf("scrollback kept only %d lines", term.history.lines)
+	}
+	if term.Lines() != 20_000-4 {
+		t.Errorf("scrollback counted %d lines", term.Lines())
+	}
+}
+
+func TestPendingBounded(t *testing.T) {
+	for _, start := range []string{"\x1b]52;c;", "\x1bP", "\x1b_"} {
+		term := New(Config{})
+		term.Write([]byte(start))
+		chunk := bytes.Repeat([]byte("QUJD"), 1024)
+		for range 1000 {
+			term.Write(chunk)
+		}
+		if len(term.pending) > maxPending || len(term.osc) > maxOSC {
+			t.Fatalf("%q: %d bytes are held", start, len(term.pending))
+		}
+		viewer := New(Config{})
+		viewer.Write(term.Snapshot(View{}))
+		viewer.Write([]byte("tail\x1b\\after"))
+		if got := strings.TrimSpace(rowText(viewer, 0)); got != "after" {
+			t.Errorf("%q: a viewer in the middle of the string shows %q", start, got)
+		}
+	}
+}
+
+func rowText(t *Terminal, y int) string {
+	var b strings.Builder
+	for _, c := range t.screen.row(y).cells {
+		switch {
+		case c.glyph&glyphTail != 0:
+		case c.glyph == 0:
+			b.WriteByte(' ')
+		default:
+			b.WriteString(t.text(c.glyph))
+		}
+	}
+	return strings.TrimRight(b.String(), " ")
+}
+
+func TestResizeReflows(t *testing.T) {
+	text := strings.Repeat("abcdefghij", 12) + "\r\n$ "
+	term := fed(Config{Rows: 6, Cols: 40}, text)
+	term.Resize(6, 60)
+	want := []string{strings.Repeat("abcdefghij", 6), strings.Repeat("abcdefghij", 6), "$", "", "", ""}
+	var got []string
+	for y := range 6 {
+		got = append(got, rowText(term, y))
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("wider (-want +got):\n%s", diff)
+	}
+	if term.cursor.y != 2 || term.cursor.x != 2 {
+		t.Errorf("cursor at %d,%d, want 2,2", term.cursor.y, term.cursor.x)
+	}
+	term.Resize(3, 40)
+	term.Resize(6, 40)
+	again := fed(Config{Rows: 6, Cols: 40}, text)
+	for y := range 6 {
+		if got, want := rowText(term, y), rowText(again, y); got != want {
+			t.Errorf("after shrinking and growing, row %d is %q, want %q", y, got, want)
+		}
+	}
+}
+
+func TestResizeKeepsScrollback(t *testing.T) {
+	term := New(Config{Rows: 10, Cols: 40})
+	for i := range 50 {
+		fmt.Fprintf(term, "line %d\r\n", i)
+	}
+	for _, s := range []struct{ rows, cols int }{{20, 40}, {5, 30}, {5, 3}, {1, 1}, {50, 200}, {10, 40}} {
+		term.Resize(s.rows, s.cols)
+	}
+	var all []string
+	all = append(all, history(term)...)
+	for y := range term.rows {
+		all = append(all, rowText(term, y))
+	}
+	text := strings.Join(all, "\n")
+	for i := range 50 {
+		if !strings.Contains(text, fmt.Sprintf("line %d", i)) {
+			t.Fatalf("line %d is lost:\n%s", i, text)
+		}
+	}
+}
+
+func TestSnapshotForAnotherSize(t *testing.T) {
+	term := New(Config{Rows: 24, Cols: 80})
+	for i := range 100 {
+		fmt.Fprintf(term, "line %d\r\n", i)
+	}
+	viewer := New(Config{Rows: 10, Cols: 40})
+	viewer.Write(term.Snapshot(View{Rows: 10, Cols: 40}))
+	if got := rowText(viewer, 8); got != "line 99" {
+		t.Errorf("the line above the cursor is %q, want line 99", got)
+	}
+	if len(history(viewer)) < 77 {
+		t.Errorf("only %d lines of scrollback", len(history(viewer)))
+	}
+}
+
+func FuzzTerminal(f *testing.F) {
+	for _, s := range streams(f) {
+		f.Add([]byte(s[:min(len(s), 4096)]), uint16(len(s)/2), uint8(24), uint8(80))
+	}
+	f.Fuzz(func(t *testing.T, s []byte, cut uint16, rows, cols uint8) {
+		term := New(Config{Rows: 24, Cols: 80, Lines: 50, Bytes: 64 << 10})
+		at := min(int(cut), len(s))
+		term.Write(s[:at])
+		viewer := New(Config{Rows: 24, Cols: 80})
+		viewer.Write(term.Snapshot(View{}))
+		if a, b := term.cursor, viewer.cursor; a.x != b.x || a.y != b.y {
+			t.Errorf("cursor at %d,%d, a late viewer's at %d,%d", a.y, a.x, b.y, b.x)
+		}
+		term.Resize(int(rows), int(cols))
+		term.Write(s[at:])
+		term.Snapshot(View{})
+		term.Snapshot(View{Rows: 10, Cols: 200})
+		term.Resize(int(cols), int(rows))
+		term.Write(s)
+	})
+}
+
+func BenchmarkWrite(b *testing.B) {
+	all := streams(b)
+	all["prose"] = strings.Repeat("the quick brown fox jumps over the lazy dog 0123456789 abcdefghij\r\n", 1000)
+	all["yes"] = strings.Repeat("y\r\n", 1000)
+	for _, name := range []string{"prose", "yes", "wide", "rgb"} {
+		b.Run(name, func(b *testing.B) {
+			term := New(Config{})
+			data := []byte(all[name])
+			b.SetBytes(int64(len(data)))
+			for b.Loop() {
+				term.Write(data)
+			}
+		})
+	}
+}
+
+func BenchmarkSnapshot(b *testing.B) {
+	term := New(Config{})
+	for i := range 11_000 {
+		fmt.Fprintf(term, "%d: the quick brown \x1b[32mfox\x1b[m jumps over the lazy dog\r\n", i)
+	}
+	b.SetBytes(int64(len(term.Snapshot(View{}))))
+	for b.Loop() {
+		term.Snapshot(View{})
+	}
+}
