@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -315,9 +316,13 @@ func (r *road) debug(path string) string {
 	}()
 	var body []byte
 	eventually(r.t, 15*time.Second, "the forwarded port answers", func() bool {
-		var err error
-		body, err = exec.Command("curl", "-sSf", "--max-time", "5", "http://127.0.0.1:"+port+path).Output()
-		return err == nil
+		resp, err := http.Get("http://127.0.0.1:" + port + path)
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		body, err = io.ReadAll(resp.Body)
+		return err == nil && resp.StatusCode == http.StatusOK
 	})
 	return string(body)
 }
