@@ -22,9 +22,8 @@ type job struct {
 	finished chan struct{} // closed when its session has nothing more to say
 }
 
-// startJob starts cmd in a session of its own and waits for it in the background, as long as that takes.
+// startJob starts cmd, which shell made the leader of a session, and waits for it in the background, as long as that takes.
 func (s *Server) startJob(cmd *exec.Cmd) (*job, error) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -47,7 +46,7 @@ func (j *job) signal(sig syscall.Signal) {
 	select {
 	case <-j.exited: // its process id may be somebody else's by now
 	default:
-		syscall.Kill(-j.cmd.Process.Pid, sig)
+		shell.Signal(j.cmd.Process, sig)
 	}
 }
 
@@ -95,12 +94,16 @@ func (s *session) exec(spec shell.Spec) (int, error) {
 		return exitInternal, fmt.Errorf("cannot start the command: %w", err)
 	}
 	s.job = job
-	// Without its readers a command that still writes gets SIGPIPE, as it would from sshd.
-	stop := context.AfterFunc(s.ctx, pipes.close)
+	// When the client closes the session, what it sent before still goes to the command. A command that still writes gets SIGPIPE, as it would from
+	// sshd.
+	stop := context.AfterFunc(s.ctx, func() {
+		pipes.stdout.Close()
+		pipes.stderr.Close()
+	})
 	defer stop()
-	defer pipes.close()
-
 	s.conn.run("stdin", func() {
+		stop := context.AfterFunc(s.conn.ctx, func() { pipes.stdin.Close() })
+		defer stop()
 		io.Copy(pipes.stdin, s.ch)
 		pipes.stdin.Close()
 	})
@@ -130,6 +133,7 @@ func (s *session) exec(spec shell.Spec) (int, error) {
 			return exitSignal, nil
 		}
 	}
+	pipes.stdin.Close() // a child of the command may hold the other end, and never read
 	return job.status(), nil
 }
 

@@ -92,10 +92,10 @@ func (c *connection) join(conn net.Conn, ch ssh.Channel, reqs <-chan *ssh.Reques
 	defer ch.Close()
 	stop := context.AfterFunc(c.ctx, func() { conn.Close() })
 	defer stop()
-	// The requests end when the client closes the channel: then nobody is left to send to.
+	// The requests end when the client closes the channel: then nobody is left to send to, but what it sent before is still on its way.
 	c.run("forward", func() {
 		ssh.DiscardRequests(reqs)
-		conn.Close()
+		conn.SetReadDeadline(time.Unix(1, 0))
 	})
 	var both sync.WaitGroup
 	both.Go(func() {
