@@ -1,0 +1,285 @@
+// Command daemon measures berthd as it is shipped: size, time from exec to ready, resident memory
+// and CPU when idle. It starts a control server of its own on loopback and prints a table.
+//
+//	go run ./bench/daemon [-idle 60s] [-rounds 7]
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	idle := flag.Duration("idle", time.Minute, "how long after ready memory is read; CPU is counted over the next 30 s")
+	rounds := flag.Int("rounds", 7, "how often exec to ready is measured")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := measure(ctx, *idle, *rounds); err != nil {
+		fmt.Fprintln(os.Stderr, "bench/daemon:", err)
+		os.Exit(1)
+	}
+}
+
+func measure(ctx context.Context, idle time.Duration, rounds int) error {
+	dir, err := os.MkdirTemp("", "berth-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := build(ctx, dir); err != nil {
+		return err
+	}
+	size, err := os.Stat(filepath.Join(dir, "berthd"))
+	if err != nil {
+		return err
+	}
+	url, token, stopServer, err := serve(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer stopServer()
+
+	var ready []time.Duration
+	for range rounds {
+		d, err := start(ctx, dir, url, token)
+		if err != nil {
+			return err
+		}
+		ready = append(ready, d.ready)
+		if err := d.stop(); err != nil {
+			return err
+		}
+	}
+	slices.Sort(ready)
+
+	d, err := start(ctx, dir, url, token)
+	if err != nil {
+		return err
+	}
+	defer d.stop()
+	if err := pause(ctx, idle); err != nil {
+		return err
+	}
+	resident, anonymous, err := memory(d.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	host, _, err := memory(d.ptyhost())
+	if err != nil {
+		return err
+	}
+	before, err := cpu(d.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	const window = 30 * time.Second
+	if err := pause(ctx, window); err != nil {
+		return err
+	}
+	after, err := cpu(d.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+
+	fmt.Println("| what | figure |")
+	fmt.Println("|---|---|")
+	fmt.Printf("| berthd, stripped | %.1f MB |\n", float64(size.Size())/1e6)
+	fmt.Printf("| exec to ready, %d rounds | median %v (%v-%v) |\n", rounds, ms(ready[len(ready)/2]), ms(ready[0]), ms(ready[len(ready)-1]))
+	fmt.Printf("| resident %v after ready, `berthd run` | %.1f MB (%.1f MB anonymous) |\n", idle, mb(resident), mb(anonymous))
+	fmt.Printf("| resident %v after ready, `berthd ptyhost` without a terminal | %.1f MB |\n", idle, mb(host))
+	fmt.Printf("| idle CPU in %v | %v |\n", window, after-before)
+	return nil
+}
+
+func ms(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+func mb(kib int) float64               { return float64(kib) * 1024 / 1e6 }
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// build makes the programs as a release would: static, stripped, berthd without what it does not use
+// of the mesh library.
+func build(ctx context.Context, dir string) error {
+	tags, err := os.ReadFile("cmd/berthd/tags.txt")
+	if err != nil {
+		return fmt.Errorf("run this from the repository's root: %w", err)
+	}
+	for program, tags := range map[string]string{"berthd": strings.TrimSpace(string(tags)), "berth": ""} {
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", tags, "-o", filepath.Join(dir, program), "./cmd/"+program)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("cannot build %s: %w\n%s", program, err, out)
+		}
+	}
+	return nil
+}
+
+var tokenPattern = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+
+func serve(ctx context.Context, dir string) (url, token string, stop func(), err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", "", nil, err
+	}
+	addr := l.Addr().String()
+	l.Close()
+	berth, data := filepath.Join(dir, "berth"), filepath.Join(dir, "data")
+	server := exec.Command(berth, "serve", "--listen", addr, "--data-dir", data)
+	server.Stderr = os.Stderr
+	server.Env = append(os.Environ(), "XDG_CONFIG_HOME="+dir)
+	if err := server.Start(); err != nil {
+		return "", "", nil, err
+	}
+	stop = func() {
+		server.Process.Signal(syscall.SIGTERM)
+		server.Wait()
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		create := exec.CommandContext(ctx, berth, "agent", "create", "bench-"+strconv.FormatInt(time.Now().UnixNano(), 36))
+		key, _ := os.ReadFile(filepath.Join(data, "admin-key"))
+		create.Env = append(os.Environ(), "BERTH_URL=http://"+addr, "BERTH_TOKEN="+strings.TrimSpace(string(key)))
+		out, err := create.CombinedOutput()
+		if token := tokenPattern.Find(out); err == nil && token != nil {
+			return "http://" + addr, string(token), stop, nil
+		}
+		if time.Now().After(deadline) {
+			stop()
+			return "", "", nil, fmt.Errorf("cannot create an agent: %w\n%s", err, out)
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			stop()
+			return "", "", nil, err
+		}
+	}
+}
+
+type daemon struct {
+	cmd   *exec.Cmd
+	state string
+	ready time.Duration
+}
+
+// start runs berthd on a fresh state directory until it says that it is ready.
+func start(ctx context.Context, dir, url, token string) (*daemon, error) {
+	state, err := os.MkdirTemp(dir, "s")
+	if err != nil {
+		return nil, err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	d := &daemon{cmd: exec.Command(filepath.Join(dir, "berthd"), "run", "--state-dir", state, "--status-json", "3"), state: state}
+	d.cmd.ExtraFiles = []*os.File{w}
+	d.cmd.Env = append(os.Environ(), "BERTH_URL="+url, "BERTH_TOKEN="+token)
+	var log bytes.Buffer
+	d.cmd.Stderr = &log
+	begun := time.Now()
+	if err := d.cmd.Start(); err != nil {
+		return nil, err
+	}
+	w.Close()
+	stop := context.AfterFunc(ctx, func() { d.cmd.Process.Kill() })
+	defer stop()
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		var event struct{ Step string }
+		if json.Unmarshal(lines.Bytes(), &event) == nil && event.Step == "ready" {
+			d.ready = time.Since(begun)
+			return d, nil
+		}
+	}
+	d.cmd.Process.Kill()
+	return nil, fmt.Errorf("berthd ended before it was ready: %w\n%s", d.cmd.Wait(), &log)
+}
+
+func (d *daemon) stop() error {
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	return d.cmd.Wait()
+}
+
+// ptyhost finds the process of the terminals, which belongs to this daemon's state directory.
+func (d *daemon) ptyhost() int {
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		cmdline, err := os.ReadFile(dir + "/cmdline")
+		if err == nil && bytes.Contains(cmdline, []byte("\x00ptyhost\x00")) && bytes.Contains(cmdline, []byte(d.state)) {
+			pid, _ := strconv.Atoi(filepath.Base(dir))
+			return pid
+		}
+	}
+	return 0
+}
+
+// memory returns the resident and the anonymous memory of a process in KiB.
+func memory(pid int) (resident, anonymous int, err error) {
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, line := range strings.Split(string(body), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		switch fields[0] {
+		case "VmRSS:":
+			resident, err = strconv.Atoi(fields[1])
+		case "RssAnon:":
+			anonymous, err = strconv.Atoi(fields[1])
+		}
+		if err != nil {
+			return 0, 0, err
+		}
+	}
+	return resident, anonymous, nil
+}
+
+// cpu returns the processor time a process has used. The kernel counts it in ticks of 10 ms.
+func cpu(pid int) (time.Duration, error) {
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The second field is the name in parentheses, which may hold spaces; utime and stime are 12 and 13 after it.
+	fields := strings.Fields(string(body[bytes.LastIndexByte(body, ')')+1:]))
+	if len(fields) < 13 {
+		return 0, errors.New("cannot read processor time")
+	}
+	var ticks int
+	for _, f := range fields[11:13] {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond, nil
+}
