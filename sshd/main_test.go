@@ -30,7 +30,7 @@ type fixture struct {
 }
 
 // serve starts a server that ends with the test. change may be nil.
-func serve(t *testing.T, change func(*Config)) *fixture {
+func serve(t *testing.T, change func(*Config), tune ...func(*limits)) *fixture {
 	t.Helper()
 	f := &fixture{dir: t.TempDir()}
 	// Sockets have short paths.
@@ -53,6 +53,9 @@ func serve(t *testing.T, change func(*Config)) *fixture {
 	}
 	if f.Server, err = New(cfg); err != nil {
 		t.Fatal(err)
+	}
+	for _, tune := range tune {
+		tune(&f.limits)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

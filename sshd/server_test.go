@@ -93,8 +93,7 @@ func TestNewRefusesAnIncompleteConfig(t *testing.T) {
 
 // Clients that stop in their handshake are dropped, and keep nobody else out.
 func TestSlowHandshake(t *testing.T) {
-	f := serve(t, nil)
-	f.limits.handshake = 300 * time.Millisecond
+	f := serve(t, nil, func(l *limits) { l.handshake = 300 * time.Millisecond })
 	conns := make([]net.Conn, 200)
 	for i := range conns {
 		var err error
@@ -118,8 +117,7 @@ func TestSlowHandshake(t *testing.T) {
 }
 
 func TestConnectionCap(t *testing.T) {
-	f := serve(t, nil)
-	f.limits.connections = 1
+	f := serve(t, nil, func(l *limits) { l.connections = 1 })
 	first := f.dial(t)
 	second, err := net.Dial("tcp", f.addr.String())
 	if err != nil {
