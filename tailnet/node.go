@@ -2,81 +2,217 @@ package tailnet
 
 import (
 	"context"
-	"errors"
+	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
+	"sync"
+	"time"
 
-	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"tailscale.com/types/key"
+	"tailscale.com/wgengine/netstack"
 
 	"github.com/berthd/berth/wire/tailnetpb"
 )
 
-// Node is one address on the network.
-type Node struct{}
+// Node is one address on the network, and the peers it knows. Its methods may
+// be called concurrently.
+type Node struct {
+	cfg    Config
+	log    *slog.Logger
+	key    key.NodePrivate
+	engine *engine
+	peers  *peerTable
+	front  *relayFront
+	ports  *portTable
+	meter  *meter
+	// narrowed and udpFlows belong to mtu.go and forward.go.
+	narrowed *narrowed
+	udpFlows chan struct{}
 
-var errSkeleton = errors.New("cannot run: the tailnet node is being written")
+	ctx    context.Context // ends with the node
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
 
-// New makes a node.
+	mu    sync.Mutex
+	state published
+	// changed is closed and replaced whenever state changes.
+	changed chan struct{}
+	closed  bool
+	relays  *relayMap
+	// applyMu keeps one change of relays from overtaking another.
+	applyMu sync.Mutex
+	// remeasure asks the home chooser for a round at once.
+	remeasure chan struct{}
+}
+
+// published is the part of what a node tells its peers that changes.
+type published struct {
+	endpoints []netip.AddrPort
+	relayOnly bool
+	home      int
+	latency   map[string]float64 // "<region>-v4" or "-v6" to seconds
+}
+
+// New makes a node. It is on the network once it has a relay map and a
+// coordination stream.
 func New(cfg Config) (*Node, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	return nil, errSkeleton
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.NodeID == 0 {
+		cfg.NodeID = rand.Int64N(1<<63-1) + 1
+	}
+	n := &Node{
+		cfg: cfg, log: cfg.Log, key: key.NewNode(),
+		ports: newPortTable(), meter: newMeter(),
+		narrowed: newNarrowed(), udpFlows: make(chan struct{}, maxForwards),
+		state:     published{relayOnly: cfg.RelayOnly},
+		changed:   make(chan struct{}),
+		remeasure: make(chan struct{}, 1),
+	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.peers = newPeerTable(n)
+	front, err := newRelayFront(&n.cfg, n.fire)
+	if err != nil {
+		return nil, err
+	}
+	n.front = front
+	n.engine, err = newEngine(&n.cfg, n.key, hooks{
+		peerByIP:  n.peers.keyByIP,
+		allowed:   n.peers.allowedIPs,
+		nodeByIP:  n.peers.nodeByIP,
+		endpoints: n.setEndpoints,
+		homeMoved: n.keepHome,
+		tcp: func(ns *netstack.Impl) {
+			ns.GetTCPHandlerForFlow = n.acceptTCP
+			ns.GetUDPHandlerForFlow = n.acceptUDP
+		},
+	})
+	if err != nil {
+		front.close()
+		return nil, err
+	}
+	n.engine.tun.SetConnectionCounter(n.meter.count)
+	n.engine.magic.SetConnectionCounter(n.peers.notePath)
+	n.engine.tun.PreFilterPacketOutboundToWireGuardAppConnectorIntercept = n.fitPath
+	n.wg.Go(n.chooseHome)
+	n.wg.Go(n.keepAlive)
+	return n, nil
 }
 
-// Stream is one coordination stream, seen from a node.
-// A dRPC coordinate client satisfies it.
-type Stream interface {
-	Send(*tailnetpb.CoordinateRequest) error
-	Recv() (*tailnetpb.CoordinateResponse, error)
-	CloseSend() error
-	Close() error
+// Close stops the node and returns when nothing of it runs any more. Listeners
+// and connections are closed. A second call answers [net.ErrClosed].
+func (n *Node) Close() error {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return net.ErrClosed
+	}
+	n.closed = true
+	n.mu.Unlock()
+	n.cancel()
+	n.ports.close()
+	n.peers.close()
+	n.front.close()
+	n.engine.close()
+	n.wg.Wait()
+	return nil
 }
 
-// Close stops the node.
-func (n *Node) Close() error { return errSkeleton }
-
-// SetDERPMap replaces the relay map.
-func (n *Node) SetDERPMap(*tailnetpb.DERPMap) error { return errSkeleton }
-
-// SetRelayOnly switches direct paths off or on.
-func (n *Node) SetRelayOnly(bool) {}
-
-// Listen accepts TCP connections to a port of the node's addresses.
-func (n *Node) Listen(port uint16) (net.Listener, error) { return nil, errSkeleton }
-
-// DialTCP connects to a peer.
-func (n *Node) DialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	return nil, errSkeleton
+// spawn runs f until the node closes, if it has not.
+func (n *Node) spawn(f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.closed {
+		n.wg.Go(f)
+	}
 }
 
-// DialUDP connects to a peer.
-func (n *Node) DialUDP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	return nil, errSkeleton
+// SetRelayOnly switches direct paths off or on while the node runs. Off, it
+// neither tells its endpoints, nor uses those of others, nor sends STUN.
+func (n *Node) SetRelayOnly(only bool) {
+	n.mu.Lock()
+	same := n.state.relayOnly == only
+	n.state.relayOnly = only
+	n.mu.Unlock()
+	if same {
+		return
+	}
+	n.engine.magic.SetOnlyTCP443(only)
+	n.peers.reinstall()
+	n.engine.magic.ReSTUN("relay-only-changed")
+	n.fire()
 }
 
-// Ping measures the way to a peer.
-func (n *Node) Ping(ctx context.Context, to netip.Addr) (Ping, error) { return Ping{}, errSkeleton }
+// relayOnly reports whether direct paths are off.
+func (n *Node) relayOnly() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.state.relayOnly
+}
 
-// AwaitReachable waits until packets reach a peer and come back.
-func (n *Node) AwaitReachable(ctx context.Context, to netip.Addr) error { return errSkeleton }
+func (n *Node) setEndpoints(addrs []netip.AddrPort) {
+	n.mu.Lock()
+	same := slices.Equal(n.state.endpoints, addrs)
+	n.state.endpoints = addrs
+	n.mu.Unlock()
+	if !same {
+		n.fire()
+	}
+}
 
-// Self is what the node publishes.
-func (n *Node) Self() *tailnetpb.Node { return nil }
+// fire wakes everyone who waits for a change of what the node publishes.
+func (n *Node) fire() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
 
-// Peers lists the peers.
-func (n *Node) Peers() []PeerStatus { return nil }
+// wait returns a channel that is closed at the next change.
+func (n *Node) wait() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.changed
+}
 
-// Home is the relay region the node can be reached through, zero for none yet.
-func (n *Node) Home() int { return 0 }
+// Home is the relay region through which the node can be reached, zero while it
+// has none. A node without a home is not published.
+func (n *Node) Home() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.state.home
+}
 
-// Stats counts traffic since the call before.
-func (n *Node) Stats() Stats { return Stats{} }
-
-// CoordinateAgent serves a coordination stream as an agent.
-func (n *Node) CoordinateAgent(ctx context.Context, s Stream) error { return errSkeleton }
-
-// CoordinateClient serves a coordination stream as a client of destinations.
-func (n *Node) CoordinateClient(ctx context.Context, s Stream, destinations ...uuid.UUID) error {
-	return errSkeleton
+// Self is what the node tells its peers, as of now.
+func (n *Node) Self() *tailnetpb.Node {
+	n.mu.Lock()
+	s := n.state
+	n.mu.Unlock()
+	raw := n.key.Public().Raw32()
+	self := &tailnetpb.Node{
+		Id:                  n.cfg.NodeID,
+		AsOf:                timestamppb.New(time.Now()),
+		Key:                 append([]byte(nodeKeyPrefix), raw[:]...),
+		Disco:               n.engine.magic.DiscoPublicKey().String(),
+		PreferredDerp:       int32(s.home),
+		DerpLatency:         s.latency,
+		DerpForcedWebsocket: n.front.forcedWebsocket(),
+	}
+	for _, p := range n.cfg.Prefixes {
+		self.Addresses = append(self.Addresses, p.String())
+	}
+	self.AllowedIps = slices.Clone(self.Addresses)
+	if !s.relayOnly {
+		for _, ep := range s.endpoints {
+			self.Endpoints = append(self.Endpoints, ep.String())
+		}
+	}
+	return self
 }

@@ -1,0 +1,205 @@
+package tailnet
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"go4.org/netipx"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"tailscale.com/envknob"
+	"tailscale.com/net/dns"
+	"tailscale.com/net/netmon"
+	"tailscale.com/net/netns"
+	"tailscale.com/net/tsdial"
+	"tailscale.com/net/tstun"
+	"tailscale.com/tailcfg"
+	"tailscale.com/tsd"
+	"tailscale.com/types/ipproto"
+	"tailscale.com/types/key"
+	"tailscale.com/types/logger"
+	"tailscale.com/types/netmap"
+	"tailscale.com/types/views"
+	"tailscale.com/util/eventbus"
+	"tailscale.com/wgengine"
+	"tailscale.com/wgengine/filter"
+	"tailscale.com/wgengine/magicsock"
+	"tailscale.com/wgengine/netstack"
+	"tailscale.com/wgengine/router"
+	"tailscale.com/wgengine/wgcfg"
+)
+
+// The library has settings of the process rather than of a node. This package
+// is its only user, and sets them before the first node exists.
+func init() {
+	// As root the library would mark its sockets or bind them to the interface
+	// of the default route, which breaks machines with several or none.
+	netns.SetEnabled(false)
+	// Nothing uploads logs; this keeps it so if something linked in would.
+	envknob.SetNoLogsNoSupport()
+	// Relays are spoken to through relayFront, a listener on loopback, so TLS
+	// on that leg would only cost time. What crosses the network is what the
+	// relay's own address asks for.
+	envknob.Setenv("TS_DEBUG_USE_DERP_HTTP", "true")
+	envknob.Setenv("TS_DEBUG_MTU", strconv.Itoa(relayMTU))
+}
+
+// tcpMaxRetries ends a connection to a dead peer after five unanswered
+// retransmissions, where the stack's default of 15 takes over ten minutes.
+const tcpMaxRetries = 5
+
+// engine is the library's node: WireGuard, the socket that finds paths, and a
+// TCP/IP stack, put together in the order in which they work.
+type engine struct {
+	bus    *eventbus.Bus
+	mon    *netmon.Monitor
+	dialer *tsdial.Dialer
+	eng    wgengine.Engine
+	magic  *magicsock.Conn
+	tun    *tstun.Wrapper
+	stack  *netstack.Impl
+	self   tailcfg.NodeView
+}
+
+// hooks are what the engine asks of the node. All are called concurrently.
+type hooks struct {
+	peerByIP  func(netip.Addr) (key.NodePublic, bool) // for every outbound packet
+	allowed   func(key.NodePublic) ([]netip.Prefix, bool)
+	nodeByIP  func(netip.Addr) (wgengine.PeerForIP, bool)
+	endpoints func([]netip.AddrPort)
+	homeMoved func(region int)
+	tcp       func(ns *netstack.Impl)
+}
+
+func newEngine(cfg *Config, private key.NodePrivate, h hooks) (_ *engine, err error) {
+	logf := libraryLog(cfg.Log)
+	sys := tsd.NewSystem()
+	e := &engine{bus: sys.Bus.Get(), dialer: &tsdial.Dialer{Logf: logf}}
+	defer func() {
+		if err != nil {
+			e.close()
+		}
+	}()
+	e.dialer.SetBus(e.bus)
+	if e.mon, err = netmon.New(e.bus, logf); err != nil {
+		return nil, fmt.Errorf("cannot watch the network interfaces: %w", err)
+	}
+	e.eng, err = wgengine.NewUserspaceEngine(logf, wgengine.Config{
+		EventBus: e.bus, NetMon: e.mon, Dialer: e.dialer, ListenPort: cfg.ListenPort,
+		SetSubsystem: sys.Set, ControlKnobs: sys.ControlKnobs(),
+		HealthTracker: sys.HealthTracker.Get(), Metrics: sys.UserMetricsRegistry(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot start WireGuard: %w", err)
+	}
+	sys.Set(e.eng)
+	e.magic, e.tun = sys.MagicSock.Get(), sys.Tun.Get()
+	// Before the first look at the network, which would send STUN.
+	e.magic.SetOnlyTCP443(cfg.RelayOnly)
+	// The socket does nothing while it believes every interface is down, which
+	// it does on a machine with nothing but loopback.
+	e.magic.SetNetworkUp(true)
+
+	e.eng.SetPeerByIPPacketFunc(h.peerByIP)
+	e.eng.SetPeerConfigFunc(h.allowed)
+	e.eng.SetPeerForIPFunc(h.nodeByIP)
+
+	e.stack, err = netstack.Create(logf, e.tun, e.eng, e.magic, e.dialer, sys.DNSManager.Get(), sys.ProxyMapper())
+	if err != nil {
+		return nil, fmt.Errorf("cannot start the TCP/IP stack: %w", err)
+	}
+	sys.Set(e.stack)
+	e.stack.ProcessLocalIPs = true
+	h.tcp(e.stack)
+	retries := tcpip.TCPMaxRetriesOption(tcpMaxRetries)
+	if err := e.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &retries); err != nil {
+		return nil, fmt.Errorf("cannot set the TCP retry limit: %v", err)
+	}
+	e.tun.Start()
+	if err := e.stack.Start(nil); err != nil {
+		return nil, fmt.Errorf("cannot start the TCP/IP stack: %w", err)
+	}
+	e.watch(h)
+	return e, e.configure(cfg, private, logf)
+}
+
+// watch subscribes to what the library finds out by itself.
+func (e *engine) watch(h hooks) {
+	e.eng.SetStatusCallback(func(s *wgengine.Status, err error) {
+		if err != nil {
+			return
+		}
+		addrs := make([]netip.AddrPort, len(s.LocalAddrs))
+		for i, ep := range s.LocalAddrs {
+			addrs[i] = ep.Addr
+		}
+		h.endpoints(addrs)
+	})
+	client := e.bus.Client("berth")
+	eventbus.SubscribeFunc(client, func(c magicsock.HomeDERPChanged) { h.homeMoved(c.New) })
+	eventbus.SubscribeFunc(client, func(netmon.ChangeDelta) {
+		// Every change of an interface sets this anew, wrongly on an isolated host.
+		e.magic.SetNetworkUp(true)
+	})
+}
+
+// configure gives the node its key, its addresses and a packet filter.
+func (e *engine) configure(cfg *Config, private key.NodePrivate, logf logger.Logf) error {
+	e.self = (&tailcfg.Node{
+		ID:         1,
+		Key:        private.Public(),
+		DiscoKey:   e.magic.DiscoPublicKey(),
+		Addresses:  cfg.Prefixes,
+		AllowedIPs: cfg.Prefixes,
+		Hostinfo:   (&tailcfg.Hostinfo{}).View(),
+	}).View()
+	e.stack.UpdateNetstackIPs(&netmap.NetworkMap{SelfNode: e.self, NodeKey: private.Public()})
+	e.magic.SetNetworkMap(e.self, nil)
+	e.eng.SetSelfNode(e.self)
+
+	var local netipx.IPSetBuilder
+	for _, p := range cfg.Prefixes {
+		local.AddPrefix(p)
+	}
+	localSet, err := local.IPSet()
+	if err != nil {
+		return fmt.Errorf("cannot make the packet filter: %w", err)
+	}
+	all := netip.MustParsePrefix("::/0")
+	e.eng.SetFilter(filter.New([]filter.Match{{
+		IPProto: views.SliceOf([]ipproto.Proto{ipproto.TCP, ipproto.UDP, ipproto.ICMPv6, ipproto.SCTP}),
+		Srcs:    []netip.Prefix{all},
+		Dsts:    []filter.NetPortRange{{Net: all, Ports: filter.PortRange{First: 0, Last: 65535}}},
+	}}, nil, localSet, &netipx.IPSet{}, nil, logf))
+	err = e.eng.Reconfig(&wgcfg.Config{PrivateKey: private, Addresses: cfg.Prefixes},
+		&router.Config{LocalAddrs: cfg.Prefixes}, &dns.Config{})
+	if err != nil {
+		return fmt.Errorf("cannot configure WireGuard: %w", err)
+	}
+	return nil
+}
+
+// close stops what has been started, the users of a part before the part.
+func (e *engine) close() {
+	if e.stack != nil {
+		e.stack.Close()
+	}
+	if e.mon != nil {
+		e.mon.Close()
+	}
+	e.dialer.Close()
+	if e.eng != nil {
+		e.eng.Close()
+	}
+	e.bus.Close()
+}
+
+// libraryLog passes the library's chatter on at debug level.
+func libraryLog(log *slog.Logger) logger.Logf {
+	return func(format string, args ...any) {
+		log.Debug("mesh: " + strings.TrimSpace(fmt.Sprintf(format, args...)))
+	}
+}

@@ -1,0 +1,217 @@
+package tailnet
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"tailscale.com/types/nettype"
+)
+
+const (
+	// loopbackDialTimeout bounds a dial on this machine; the peer's own
+	// connection attempt gives up later.
+	loopbackDialTimeout = 5 * time.Second
+	// A UDP flow ends when nothing has passed for so long, sooner for DNS.
+	udpIdle, udpIdleDNS = 2 * time.Minute, 30 * time.Second
+	portDNS             = 53
+	// udpPacket is the longest datagram forwarded, what an Ethernet carries.
+	udpPacket = 1500
+	// maxForwards bounds the UDP flows forwarded at once: each costs a socket.
+	maxForwards = 4096
+)
+
+// loopbackAddrs are tried in this order.
+var loopbackAddrs = []string{"127.0.0.1", "::1"}
+
+// acceptTCP decides about a new connection, in a goroutine of its own. For a
+// port without a listener the handshake waits until a service on loopback has
+// answered, so that the peer sees a refusal as one.
+func (n *Node) acceptTCP(src, dst netip.AddrPort) (handler func(net.Conn), intercept bool) {
+	if l := n.ports.get(dst.Port()); l != nil {
+		return func(c net.Conn) { l.deliver(named(c, src, dst)) }, true
+	}
+	if !n.cfg.ForwardLoopback {
+		return nil, true // refused
+	}
+	backend, err := dialLoopback(n.ctx, dst.Port())
+	if err != nil {
+		n.log.Debug("port refused", "port", dst.Port(), "peer", src, "err", err)
+		return nil, true
+	}
+	return func(c net.Conn) { n.spawnWith(c, backend, func() { forwardTCP(n.ctx, c, backend) }) }, true
+}
+
+// spawnWith is spawn for work that owns two connections.
+func (n *Node) spawnWith(a, b io.Closer, f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		a.Close()
+		b.Close()
+		return
+	}
+	n.wg.Go(f)
+}
+
+func named(c net.Conn, src, dst netip.AddrPort) net.Conn {
+	if t, ok := c.(*gonet.TCPConn); ok {
+		return &conn{TCPConn: t, local: net.TCPAddrFromAddrPort(dst), remote: net.TCPAddrFromAddrPort(src)}
+	}
+	return c
+}
+
+func dialLoopback(ctx context.Context, port uint16) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, loopbackDialTimeout)
+	defer cancel()
+	var d net.Dialer
+	var errs []error
+	for _, host := range loopbackAddrs {
+		c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
+		if err == nil {
+			return c, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+// forwardTCP copies both ways and passes on the end of each way by itself.
+func forwardTCP(ctx context.Context, peer, backend net.Conn) {
+	stop := context.AfterFunc(ctx, func() {
+		peer.Close()
+		backend.Close()
+	})
+	defer stop()
+	defer peer.Close()
+	defer backend.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() { copyHalf(backend, peer) })
+	copyHalf(peer, backend)
+	wg.Wait()
+}
+
+// copyHalf copies one way and then closes that way only. A failure ends both:
+// the far side would otherwise take a cut stream for a whole one.
+func copyHalf(to, from net.Conn) {
+	if _, err := io.Copy(to, from); err != nil {
+		to.Close()
+		from.Close()
+		return
+	}
+	if w, ok := to.(interface{ CloseWrite() error }); ok {
+		w.CloseWrite()
+	}
+}
+
+// acceptUDP decides about a new flow. It is called on the packet path and must
+// not block.
+func (n *Node) acceptUDP(src, dst netip.AddrPort) (handler func(nettype.ConnPacketConn), intercept bool) {
+	if !n.cfg.ForwardLoopback {
+		return nil, true
+	}
+	return func(peer nettype.ConnPacketConn) {
+		defer peer.Close()
+		select {
+		case n.udpFlows <- struct{}{}:
+			defer func() { <-n.udpFlows }()
+		default:
+			return
+		}
+		if err := n.forwardUDP(peer, dst.Port()); err != nil {
+			n.log.Debug("cannot forward UDP", "port", dst.Port(), "peer", src, "err", err)
+		}
+	}, true
+}
+
+// forwardUDP carries one flow to the first loopback address with a service.
+// Only the refusal of a datagram tells that there is none, so the datagram that
+// is refused is sent again to the next address.
+func (n *Node) forwardUDP(peer net.Conn, port uint16) error {
+	idle := udpIdle
+	if port == portDNS {
+		idle = udpIdleDNS
+	}
+	first := make([]byte, udpPacket)
+	peer.SetReadDeadline(time.Now().Add(idle))
+	size, err := peer.Read(first)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, host := range loopbackAddrs {
+		backend, err := net.Dial("udp", net.JoinHostPort(host, strconv.Itoa(int(port))))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		f := &udpFlow{peer: peer, backend: backend, idle: idle}
+		err = f.run(n.ctx, first[:size])
+		if !errors.Is(err, syscall.ECONNREFUSED) || f.answered {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// udpFlow is one flow between a peer and one backend.
+type udpFlow struct {
+	peer, backend net.Conn
+	idle          time.Duration
+	answered      bool
+}
+
+// run carries datagrams until the flow is idle or the backend refuses one.
+func (f *udpFlow) run(ctx context.Context, first []byte) error {
+	defer f.backend.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { f.peer.SetReadDeadline(time.Now()) })
+	defer stop()
+	if _, err := f.backend.Write(first); err != nil {
+		return err
+	}
+	touch := func() {
+		at := time.Now().Add(f.idle)
+		f.backend.SetReadDeadline(at)
+		if ctx.Err() == nil {
+			f.peer.SetReadDeadline(at)
+		}
+	}
+	touch()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		buf := make([]byte, udpPacket)
+		for ctx.Err() == nil {
+			size, err := f.peer.Read(buf)
+			if err != nil {
+				f.backend.SetReadDeadline(time.Now())
+				return
+			}
+			touch()
+			f.backend.Write(buf[:size]) // a refusal shows on the reading side
+		}
+	})
+	buf := make([]byte, udpPacket)
+	for {
+		size, err := f.backend.Read(buf)
+		if err != nil {
+			return err
+		}
+		f.answered = true
+		touch()
+		if _, err := f.peer.Write(buf[:size]); err != nil {
+			return err
+		}
+	}
+}
