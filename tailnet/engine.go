@@ -3,6 +3,7 @@ package tailnet
 import (
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"tailscale.com/net/dns"
 	"tailscale.com/net/netmon"
 	"tailscale.com/net/netns"
+	"tailscale.com/net/packet"
 	"tailscale.com/net/tsdial"
 	"tailscale.com/net/tstun"
 	"tailscale.com/tailcfg"
@@ -21,13 +23,16 @@ import (
 	"tailscale.com/types/ipproto"
 	"tailscale.com/types/key"
 	"tailscale.com/types/logger"
+	"tailscale.com/types/netlogfunc"
 	"tailscale.com/types/netmap"
+	"tailscale.com/types/nettype"
 	"tailscale.com/types/views"
 	"tailscale.com/util/eventbus"
 	"tailscale.com/wgengine"
 	"tailscale.com/wgengine/filter"
 	"tailscale.com/wgengine/magicsock"
 	"tailscale.com/wgengine/netstack"
+	"tailscale.com/wgengine/netstack/gro"
 	"tailscale.com/wgengine/router"
 	"tailscale.com/wgengine/wgcfg"
 )
@@ -71,7 +76,12 @@ type hooks struct {
 	nodeByIP  func(netip.Addr) (wgengine.PeerForIP, bool)
 	endpoints func([]netip.AddrPort)
 	homeMoved func(region int)
-	tcp       func(ns *netstack.Impl)
+	tcp       func(src, dst netip.AddrPort) (handler func(net.Conn), intercept bool)
+	udp       func(src, dst netip.AddrPort) (handler func(nettype.ConnPacketConn), intercept bool)
+	outbound  tstun.FilterFunc             // for every packet that leaves the stack
+	inbound   func(*packet.Parsed)         // for every packet that enters it
+	tunneled  netlogfunc.ConnectionCounter // counts what leaves, inside the tunnel
+	sent      netlogfunc.ConnectionCounter // counts what leaves and arrives, outside it
 }
 
 func newEngine(cfg *Config, private key.NodePrivate, h hooks) (_ *engine, err error) {
@@ -113,7 +123,16 @@ func newEngine(cfg *Config, private key.NodePrivate, h hooks) (_ *engine, err er
 	}
 	sys.Set(e.stack)
 	e.stack.ProcessLocalIPs = true
-	h.tcp(e.stack)
+	e.stack.GetTCPHandlerForFlow = h.tcp
+	e.stack.GetUDPHandlerForFlow = h.udp
+	inject := e.tun.PostFilterPacketInboundFromWireGuard
+	e.tun.PostFilterPacketInboundFromWireGuard = func(p *packet.Parsed, w *tstun.Wrapper, g *gro.GRO) (filter.Response, *gro.GRO) {
+		h.inbound(p)
+		return inject(p, w, g)
+	}
+	e.tun.PreFilterPacketOutboundToWireGuardAppConnectorIntercept = h.outbound
+	e.tun.SetConnectionCounter(h.tunneled)
+	e.magic.SetConnectionCounter(h.sent)
 	retries := tcpip.TCPMaxRetriesOption(tcpMaxRetries)
 	if err := e.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &retries); err != nil {
 		return nil, fmt.Errorf("cannot set the TCP retry limit: %v", err)

@@ -2,6 +2,7 @@ package tailnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -165,16 +166,26 @@ func (n *Node) keepHome(moved int) {
 // chooseHome measures the relays and moves the home, until the node closes.
 func (n *Node) chooseHome() {
 	var c chooser
+	var settled *relayMap
+	silent := false
 	for {
 		pause := measureEvery + rand.N(measureJitter)
 		n.mu.Lock()
 		rm := n.relays
 		n.mu.Unlock()
 		if rm != nil {
-			round := n.measure(rm.regions)
+			if rm != settled {
+				rm.settleFamilies(n.ctx)
+				settled = rm
+			}
+			round, err := n.measure(rm.regions)
 			if len(round) == 0 {
 				pause = measureSoon
+				if !silent && n.ctx.Err() == nil {
+					n.log.Warn("no relay answers, so peers cannot find this node; trying on", "err", err)
+				}
 			}
+			silent = len(round) == 0
 			n.moveHome(&c, rm, round)
 		}
 		select {
@@ -213,29 +224,31 @@ func (n *Node) moveHome(c *chooser, rm *relayMap, round map[int]measurement) {
 }
 
 // measure asks every relay region for its latency. Regions that do not answer
-// in time are left out.
-func (n *Node) measure(regions map[int]*region) map[int]measurement {
+// in time are left out, and the error tells why.
+func (n *Node) measure(regions map[int]*region) (map[int]measurement, error) {
 	ctx, cancel := context.WithTimeout(n.ctx, measureTimeout)
 	defer cancel()
 	var (
 		mu    sync.Mutex
 		round = make(map[int]measurement)
+		errs  []error
 		wg    sync.WaitGroup
 	)
 	for id, reg := range regions {
 		wg.Go(func() {
 			m, err := n.measureRegion(ctx, reg)
-			if err != nil {
-				n.log.Debug("relay did not answer", "region", reg.name, "err", err)
-				return
-			}
 			mu.Lock()
 			defer mu.Unlock()
+			if err != nil {
+				n.log.Debug("relay did not answer", "region", reg.name, "err", err)
+				errs = append(errs, err)
+				return
+			}
 			round[id] = m
 		})
 	}
 	wg.Wait()
-	return round
+	return round, errors.Join(errs...)
 }
 
 // measureRegion takes the first relay of a region that answers. Only the time

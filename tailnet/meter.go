@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"sync"
 
+	"tailscale.com/net/packet"
 	"tailscale.com/types/ipproto"
 )
 
@@ -15,6 +16,7 @@ const maxFlows = 4096
 type meter struct {
 	mu    sync.Mutex
 	flows map[flow]struct{}
+	last  flow // spares the map for the next packet of the same flow
 	stats Stats
 }
 
@@ -29,8 +31,9 @@ func newMeter() *meter { return &meter{flows: make(map[flow]struct{})} }
 func (m *meter) count(proto ipproto.Proto, src, dst netip.AddrPort, packets, bytes int, recv bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.flows) < maxFlows {
-		m.flows[flow{proto, src, dst}] = struct{}{}
+	if f := (flow{proto, src, dst}); f != m.last && len(m.flows) < maxFlows {
+		m.flows[f] = struct{}{}
+		m.last = f
 	}
 	if recv {
 		m.stats.RxPackets += int64(packets)
@@ -39,6 +42,11 @@ func (m *meter) count(proto ipproto.Proto, src, dst netip.AddrPort, packets, byt
 		m.stats.TxPackets += int64(packets)
 		m.stats.TxBytes += int64(bytes)
 	}
+}
+
+// received is called for every packet that enters the stack.
+func (m *meter) received(p *packet.Parsed) {
+	m.count(p.IPProto, p.Dst, p.Src, 1, len(p.Buffer()), true)
 }
 
 // Stats counts the traffic of tunnel connections since the call before.
@@ -52,6 +60,7 @@ func (n *Node) Stats() Stats {
 		s.Flows[f.proto.String()]++
 	}
 	m.stats = Stats{}
+	m.last = flow{}
 	clear(m.flows)
 	return s
 }

@@ -12,7 +12,6 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"tailscale.com/types/key"
-	"tailscale.com/wgengine/netstack"
 
 	"github.com/berthd/berth/wire/tailnetpb"
 )
@@ -89,18 +88,17 @@ func New(cfg Config) (*Node, error) {
 		nodeByIP:  n.peers.nodeByIP,
 		endpoints: n.setEndpoints,
 		homeMoved: n.keepHome,
-		tcp: func(ns *netstack.Impl) {
-			ns.GetTCPHandlerForFlow = n.acceptTCP
-			ns.GetUDPHandlerForFlow = n.acceptUDP
-		},
+		tcp:       n.acceptTCP,
+		udp:       n.acceptUDP,
+		outbound:  n.fitPath,
+		inbound:   n.meter.received,
+		tunneled:  n.meter.count,
+		sent:      n.peers.notePath,
 	})
 	if err != nil {
 		front.close()
 		return nil, err
 	}
-	n.engine.tun.SetConnectionCounter(n.meter.count)
-	n.engine.magic.SetConnectionCounter(n.peers.notePath)
-	n.engine.tun.PreFilterPacketOutboundToWireGuardAppConnectorIntercept = n.fitPath
 	n.wg.Go(n.chooseHome)
 	n.wg.Go(n.keepAlive)
 	return n, nil

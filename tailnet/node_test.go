@@ -206,7 +206,9 @@ func awaitPath(t testing.TB, n *testNode, to netip.Addr, direct bool, limit time
 	t.Helper()
 	ctx := within(t, limit)
 	for {
-		p, err := n.Ping(ctx, to)
+		one, cancel := context.WithTimeout(ctx, time.Second)
+		p, err := n.Ping(one, to)
+		cancel()
 		if err == nil && p.Direct.IsValid() == direct {
 			return
 		}
@@ -455,13 +457,13 @@ func TestEmbeddedRelay(t *testing.T) {
 	}))
 	ts.StartTLS()
 	defer ts.Close()
-	access, _ := url.Parse("https://berth.example:8443/prefix")
+	access, _ := url.Parse("https://example.com:8443/prefix")
 	cfg := Config{
 		RelayOnly: true, AccessURL: access,
 		TLS:    tlsFor(ts),
 		Header: func() http.Header { return http.Header{"X-Pass": {"sesame"}} },
 		DialRelay: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if addr != "berth.example:8443" {
+			if addr != "example.com:8443" {
 				return nil, errors.New("dialled " + addr)
 			}
 			return (&net.Dialer{}).DialContext(ctx, network, ts.Listener.Addr().String())

@@ -128,7 +128,7 @@ func (f *relayFront) drop(which func(region int) bool) {
 func (f *relayFront) node(id int) *tailcfg.DERPNode {
 	return &tailcfg.DERPNode{
 		Name: strconv.Itoa(id), RegionID: id, HostName: fmt.Sprintf("%d.%s.invalid", id, f.secret),
-		IPv4: "127.0.0.1", IPv6: "none", STUNPort: -1,
+		IPv4: "127.0.0.1", IPv6: noAddress, STUNPort: -1,
 		DERPPort: f.listener.Addr().(*net.TCPAddr).Port,
 	}
 }

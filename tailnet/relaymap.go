@@ -2,15 +2,19 @@ package tailnet
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"tailscale.com/net/tlsdial"
 	"tailscale.com/tailcfg"
@@ -20,6 +24,10 @@ import (
 
 // maxRegions bounds a relay map; the largest public one has some thirty regions.
 const maxRegions = 1024
+
+// resolveTimeout bounds the look at the names of STUN servers, which a new relay
+// map waits for.
+const resolveTimeout = time.Second
 
 // region is one relay region as this node reaches it.
 type region struct {
@@ -123,6 +131,35 @@ func stunNode(n *tailnetpb.DERPMap_Region_Node) *tailcfg.DERPNode {
 		HostName: n.GetHostName(), IPv4: n.GetIpv4(), IPv6: n.GetIpv6(),
 		STUNPort: int(n.GetStunPort()), STUNOnly: true, STUNTestIP: n.GetStunTestIp(),
 	}
+}
+
+// noAddress in a relay map says that a node has no address of a family.
+const noAddress = "none"
+
+// settleFamilies notes which STUN servers have no address of one family. The
+// library would wait three seconds for an answer from there, and tell the
+// node's endpoints only then. A name that does not resolve now stays as it is.
+func (m *relayMap) settleFamilies(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, n := range m.stun {
+		wg.Go(func() {
+			ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", n.HostName)
+			if err != nil {
+				return
+			}
+			is4 := func(a netip.Addr) bool { return a.Unmap().Is4() }
+			is6 := func(a netip.Addr) bool { return a.Unmap().Is6() }
+			if n.IPv4 == "" && !slices.ContainsFunc(ips, is4) {
+				n.IPv4 = noAddress
+			}
+			if n.IPv6 == "" && !slices.ContainsFunc(ips, is6) {
+				n.IPv6 = noAddress
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // transport reaches one relay over HTTP/1.1, each time on a connection of its own.
