@@ -1,0 +1,293 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/berthd/berth/client"
+	"github.com/berthd/berth/containers"
+	"github.com/berthd/berth/ports"
+	"github.com/berthd/berth/reporter"
+	"github.com/berthd/berth/scripts"
+	"github.com/berthd/berth/shell"
+	"github.com/berthd/berth/speedtest"
+	"github.com/berthd/berth/sshd"
+	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/agentpb"
+)
+
+// Budgets for stopping the stages, from the inside out. Together with the stop scripts' own they
+// bound how long a stop takes; each is a few times what the work needs on a busy machine.
+const (
+	// workspaceMargin is what the workspace stage gets beyond its stop scripts' budget.
+	workspaceMargin = 2 * time.Second
+	serviceBudget   = 5 * time.Second // SSH gives its sessions 3 s to end by themselves
+	meshBudget      = 3 * time.Second
+	terminalsBudget = 5 * time.Second
+	flushBudget     = 5 * time.Second
+	linkBudget      = 2 * time.Second
+)
+
+// Run runs an agent until ctx is done and everything is wound up, and returns nil then. It returns
+// an error wrapping [ErrRefused] if the configuration asks for that, and others only if the agent
+// cannot run on this machine. Cancelling ctx with the cause [ErrRestart] keeps the terminals.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.check(); err != nil {
+		return err
+	}
+	cfg = cfg.withDefaults()
+	event := func(e Event) {
+		e.Time = time.Now()
+		cfg.Event(e)
+	}
+	defer event(Event{Step: StepStopped})
+	for {
+		a, err := build(ctx, cfg, event)
+		if err != nil {
+			return err
+		}
+		err = runStages(ctx, cfg.Log, a.stages())
+		if !errors.Is(err, errAgentChanged) || ctx.Err() != nil {
+			return err
+		}
+		cfg.Log.Info("the server made this workspace another agent; starting anew as that one")
+	}
+}
+
+// agent is one identity's run: what it is made of, and what becomes known while it runs.
+type agent struct {
+	cfg  Config
+	log  *slog.Logger
+	emit func(Event)
+	// restarting tells, once the agent stops, that another will take over on this machine.
+	restarting func() bool
+
+	parts
+	known
+}
+
+// parts are built before anything starts.
+type parts struct {
+	link      *link
+	trouble   *trouble
+	reporter  *reporter.Reporter
+	shell     *shell.Workspace
+	scripts   *scripts.Runner
+	terminals *terminalHost
+	local     *localAPI
+	ssh       *sshd.Server
+	pty       *ptyServer
+	api       *api
+}
+
+// known is what the server and the machine tell us as we go.
+type known struct {
+	secret   atomic.Pointer[wire.Secret] // the session token
+	manifest atomic.Pointer[agentpb.Manifest]
+	banners  atomic.Pointer[[]string]
+	joined   atomic.Bool // the mesh was joined once
+	changed  atomic.Bool // the server gave us another id
+
+	first   *later[*agentpb.Manifest]
+	mesh    *later[*mesh]
+	serving *later[*mesh] // mesh, once all services listen
+}
+
+// build makes every part; nothing runs yet.
+func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
+	a := &agent{cfg: cfg, log: cfg.Log, emit: event}
+	a.first, a.mesh, a.serving = newLater[*agentpb.Manifest](), newLater[*mesh](), newLater[*mesh]()
+	a.restarting = func() bool { return a.changed.Load() || errors.Is(context.Cause(ctx), ErrRestart) }
+
+	socket, err := SocketPath(cfg.State.dir, "ptyhost.sock")
+	if err != nil {
+		return nil, err
+	}
+	local, err := SocketPath(cfg.State.dir, LocalSocket)
+	if err != nil {
+		return nil, err
+	}
+	hostKey, err := sshd.HostKey(cfg.State.dir)
+	if err != nil {
+		return nil, err
+	}
+	server, err := client.New(client.Config{URL: cfg.Server.URL, Token: a.token, HTTP: cfg.Server.HTTP, Header: cfg.Server.Header})
+	if err != nil {
+		return nil, err
+	}
+	if a.reporter, err = reporter.Open(reporter.Config{Dir: cfg.State.Path("spool"), Log: cfg.Log}); err != nil {
+		return nil, err
+	}
+
+	a.trouble = &trouble{log: cfg.Log}
+	a.link = &link{
+		dial:          func(ctx context.Context) (session, error) { return a.dial(ctx, server) },
+		exitOnRefused: cfg.ExitOnRefused,
+		event:         event,
+		trouble:       a.trouble,
+		log:           cfg.Log,
+		wall:          time.Now,
+	}
+	a.shell = shell.New(shell.Config{URL: cfg.Server.URL.String(), Log: cfg.Log})
+	a.scripts = scripts.New(scripts.Config{
+		Shell:     a.shell,
+		Logs:      a.reporter.Writer,
+		Completed: a.reporter.ScriptCompleted,
+		LogDir:    cfg.Dirs.Logs,
+		DataDir:   cfg.Dirs.ScriptData,
+		Log:       cfg.Log,
+	})
+	a.terminals = &terminalHost{socket: socket, start: cfg.StartTerminals, log: cfg.Log}
+	a.local = &localAPI{path: local, appStatus: a.reporter.AppStatus, log: cfg.Log}
+	a.pty = &ptyServer{terminals: a.terminals, command: a.shell.Command, connected: a.connectedPTY, log: cfg.Log.With("part", "pty")}
+	a.ssh, err = sshd.New(sshd.Config{
+		HostKey:   hostKey,
+		Terminals: a.terminals,
+		Command:   a.shell.Command,
+		Banner:    a.greet,
+		Report:    a.connectedSSH,
+		Block: sshd.Block{
+			FileTransfer:  cfg.Services.BlockFileTransfer,
+			LocalForward:  cfg.Services.BlockLocalPortForwards,
+			RemoteForward: cfg.Services.BlockReversePortForwards,
+		},
+		KeepAlive: cfg.Services.SSHMaxTimeout / 3,
+		Log:       cfg.Log.With("part", "sshd"),
+	})
+	if err != nil {
+		return nil, errors.Join(err, a.reporter.Close())
+	}
+	a.api = &api{
+		ports:      listPorts,
+		containers: containers.New(containers.Config{Log: cfg.Log}).List,
+		manifest:   a.manifest.Load,
+		mesh:       a.showMesh,
+		metrics:    a.showMetrics,
+		logs:       cfg.Tail,
+		log:        cfg.Log.With("part", "api"),
+	}
+	return a, nil
+}
+
+// stages lists the nested lifetimes from the outside in.
+func (a *agent) stages() []stage {
+	return []stage{
+		{name: "link", run: a.link.run, budget: linkBudget},
+		{name: "reporter", run: a.runReporter, budget: flushBudget + time.Second},
+		{name: "local socket", run: a.local.run, budget: time.Second},
+		{name: "terminals", run: a.runTerminals, budget: terminalsBudget},
+		{name: "mesh", run: a.runNode, ready: a.mesh.come, budget: meshBudget},
+		a.service("ssh on port 22", wire.PortSSHStandard, a.ssh.Serve),
+		a.service("ssh", wire.PortSSH, a.ssh.Serve),
+		a.service("pty", wire.PortPTY, a.pty.serve),
+		a.service("speed test", wire.PortSpeedtest, speedtest.Serve),
+		a.service("api", wire.PortHTTP, a.api.serve),
+		{name: "workspace", run: a.runWorkspace, budget: a.cfg.Services.StopTimeout + workspaceMargin},
+	}
+}
+
+// service is the stage of something that listens on the node.
+func (a *agent) service(name string, port uint16, serve func(context.Context, net.Listener) error) stage {
+	listening := make(chan struct{})
+	return stage{name: name, ready: listening, budget: serviceBudget, run: func(ctx context.Context) error {
+		up, ok := a.mesh.wait(ctx)
+		if !ok {
+			return nil
+		}
+		l, err := up.node.Listen(port)
+		if err != nil {
+			return fmt.Errorf("cannot listen on tailnet port %d: %w", port, err)
+		}
+		close(listening)
+		return serve(ctx, l)
+	}}
+}
+
+// dial proves who we are and opens the link.
+func (a *agent) dial(ctx context.Context, server *client.Client) (session, error) {
+	token, err := a.cfg.Identity.Token(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a.secret.Store(&token)
+	up, err := server.ConnectAgent(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return duties{a, up}, nil
+}
+
+// token returns the session token in use, "" before there is one.
+func (a *agent) token() wire.Secret {
+	if t := a.secret.Load(); t != nil {
+		return *t
+	}
+	return ""
+}
+
+// runReporter keeps the reporter open for all others, and at the end gives it a last chance to
+// deliver.
+func (a *agent) runReporter(ctx context.Context) error {
+	<-ctx.Done()
+	flushCtx, cancel := context.WithTimeout(context.Background(), flushBudget)
+	defer cancel()
+	if !a.restarting() {
+		if err := a.reporter.Flush(flushCtx); err != nil {
+			a.log.Warn("not everything could be reported; what is left is sent after the next start", "error", err)
+		}
+	}
+	return a.reporter.Close()
+}
+
+// runTerminals makes sure that the terminals' process lives before anybody needs it, and ends it
+// with the workspace.
+func (a *agent) runTerminals(ctx context.Context) error {
+	if err := a.terminals.ensure(ctx); err != nil && ctx.Err() == nil {
+		a.log.Warn("terminals do not work yet; trying again when one is opened", "error", err)
+	}
+	<-ctx.Done()
+	if a.restarting() {
+		return nil
+	}
+	endCtx, cancel := context.WithTimeout(context.Background(), terminalsBudget-time.Second)
+	defer cancel()
+	if err := a.terminals.end(endCtx); err != nil {
+		a.log.Warn("cannot end the terminals", "error", err)
+	}
+	return nil
+}
+
+// listPorts lists what listens here, without what the agent itself opened.
+func listPorts(ctx context.Context) ([]wire.ListeningPort, error) {
+	all, err := ports.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	shown := []wire.ListeningPort{}
+	for _, p := range all {
+		if p.Port >= wire.FirstUserPort && p.PID != os.Getpid() {
+			shown = append(shown, p)
+		}
+	}
+	return shown, nil
+}
+
+// showMetrics writes the agent's own gauges for Prometheus.
+func (a *agent) showMetrics(w io.Writer) {
+	ssh := a.ssh.Counts()
+	writeMetric(w, "gauge", "berthd_ssh_sessions", "SSH sessions that are open.", float64(ssh.SSH))
+	writeMetric(w, "gauge", "berthd_vscode_sessions", "VS Code sessions that are open.", float64(ssh.VSCode))
+	writeMetric(w, "gauge", "berthd_jetbrains_connections", "JetBrains connections that are open.", float64(ssh.JetBrains))
+	writeMetric(w, "gauge", "berthd_pty_connections", "Clients attached to terminals.", float64(a.pty.sessions()))
+}
+
+// stateName is a lifecycle state as the protocol's JSON has it.
+func stateName(s agentpb.Lifecycle_State) string { return strings.ToLower(s.String()) }

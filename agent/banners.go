@@ -1,0 +1,89 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/agentpb"
+)
+
+const (
+	// bannerInterval is how often the server is asked for its announcements.
+	bannerInterval = 2 * time.Minute
+	// maxMOTD bounds how much of a message of the day is shown.
+	maxMOTD = 64 << 10
+)
+
+// refreshBanners keeps the announcements that a login shows up to date.
+func (a *agent) refreshBanners(ctx context.Context, api agentpb.DRPCAgentClient, version wire.Version) error {
+	tick := time.NewTicker(bannerInterval)
+	defer tick.Stop()
+	for {
+		banners, err := fetchBanners(ctx, api, version)
+		if err != nil {
+			return fmt.Errorf("cannot get announcements: %w", err)
+		}
+		a.banners.Store(&banners)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func fetchBanners(ctx context.Context, api agentpb.DRPCAgentClient, version wire.Version) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if !version.AtLeast(1) {
+		b, err := api.GetServiceBanner(ctx, &agentpb.GetServiceBannerRequest{})
+		if err != nil || !b.GetEnabled() {
+			return nil, optional(err)
+		}
+		return []string{b.GetMessage()}, nil
+	}
+	resp, err := api.GetAnnouncementBanners(ctx, &agentpb.GetAnnouncementBannersRequest{})
+	var banners []string
+	for _, b := range resp.GetAnnouncementBanners() {
+		if b.GetEnabled() {
+			banners = append(banners, b.GetMessage())
+		}
+	}
+	return banners, optional(err)
+}
+
+// greet writes what a person sees at login: the announcements, and the message of the day unless
+// they asked for quiet.
+func (a *agent) greet(w io.Writer) {
+	if banners := a.banners.Load(); banners != nil {
+		for _, b := range *banners {
+			if b = strings.TrimSpace(b); b != "" {
+				fmt.Fprintf(w, "%s\r\n\r\n", strings.ReplaceAll(b, "\n", "\r\n"))
+			}
+		}
+	}
+	if _, err := os.Stat(filepath.Join(a.shell.Home(), ".hushlogin")); err == nil {
+		return
+	}
+	path := a.shell.Expand(a.manifest.Load().GetMotdPath(), a.shell.Home())
+	if path == "" {
+		return
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		a.log.Debug("cannot show the message of the day", "error", err)
+		return
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(io.LimitReader(f, maxMOTD))
+	for lines.Scan() {
+		fmt.Fprintf(w, "%s\r\n", lines.Text())
+	}
+}

@@ -1,0 +1,131 @@
+package agent
+
+import (
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/berthd/berth/identity"
+)
+
+// Config says what an agent is. Server.URL, Identity and State are required.
+type Config struct {
+	Server Server
+	// Identity yields the session token, anew before every attempt to link.
+	Identity identity.Source
+	// ExitOnRefused makes [Run] return [ErrRefused] when the server refuses the token, instead of
+	// trying for ever. Set it for a token that can never become good by itself.
+	ExitOnRefused bool
+
+	// State is held by the caller, and closed by it after Run has returned.
+	State *State
+	// Dirs are the other places the agent writes to.
+	Dirs Dirs
+	// StartTerminals starts the process that owns the terminals, listening on the given Unix socket.
+	// It returns when the process was started and does not wait for it. Nil means that
+	// something else runs one there.
+	StartTerminals func(socket string) error
+	Services       Services
+	Mesh           Mesh
+
+	// Version is berthd's own, a semantic version with a leading "v".
+	Version string
+	// Subsystem names what berthd runs inside of, as the protocol lists it: envbox, envbuilder or exectrace.
+	Subsystem []string
+
+	// Log receives what happens; nil discards it. Tail is what /debug/logs shows; nil means nothing.
+	Log  *slog.Logger
+	Tail *LogTail
+	// Event is told each step; nil discards it. It must not block.
+	Event func(Event)
+}
+
+// Server is the control server and the way to it.
+type Server struct {
+	URL *url.URL
+	// HTTP makes the API calls and the link; TLS and Header hold for the relay too.
+	HTTP   *http.Client
+	TLS    *tls.Config
+	Header http.Header
+}
+
+// Dirs are directories; empty means below the state directory.
+type Dirs struct {
+	// Logs is where scripts log to, ScriptData where each keeps its own files.
+	Logs, ScriptData string
+}
+
+// Services says how the workspace's services behave.
+type Services struct {
+	// SSHMaxTimeout is after how long without any answer an SSH client counts as gone; 0 means 72 h.
+	SSHMaxTimeout            time.Duration
+	BlockFileTransfer        bool
+	BlockReversePortForwards bool
+	BlockLocalPortForwards   bool
+	// StopTimeout is what all stop scripts together may take; 0 means a minute.
+	StopTimeout time.Duration
+}
+
+// Mesh says how the agent joins the tailnet.
+type Mesh struct {
+	// ListenPort is the UDP port for direct paths; 0 lets the system choose.
+	ListenPort uint16
+	// RelayOnly keeps to the relay even if the server allows direct paths.
+	RelayOnly bool
+}
+
+var (
+	// ErrRefused is returned (wrapped) by [Run] when the server refused the token and
+	// [Config.ExitOnRefused] is set.
+	ErrRefused = errors.New("the server refused this agent's token")
+
+	// ErrRestart is the cause to cancel Run's context with when berthd is about to start again:
+	// terminals live on, and neither stop nor start scripts run.
+	ErrRestart = errors.New("berthd restarts")
+)
+
+func (c Config) check() error {
+	switch {
+	case c.Server.URL == nil:
+		return errors.New("cannot run an agent without the server's URL")
+	case c.Identity == nil:
+		return errors.New("cannot run an agent without an identity")
+	case c.State == nil:
+		return errors.New("cannot run an agent without a state directory")
+	}
+	return nil
+}
+
+func (c Config) withDefaults() Config {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Tail == nil {
+		c.Tail = &LogTail{}
+	}
+	if c.Event == nil {
+		c.Event = func(Event) {}
+	}
+	if c.Server.HTTP == nil {
+		c.Server.HTTP = http.DefaultClient
+	}
+	if c.Dirs.Logs == "" {
+		c.Dirs.Logs = c.State.Path("log")
+	}
+	if c.Dirs.ScriptData == "" {
+		c.Dirs.ScriptData = c.State.dir
+	}
+	if c.Services.SSHMaxTimeout == 0 {
+		c.Services.SSHMaxTimeout = 72 * time.Hour
+	}
+	if c.Services.StopTimeout == 0 {
+		c.Services.StopTimeout = time.Minute
+	}
+	if c.Version == "" {
+		c.Version = "v0.0.0-devel"
+	}
+	return c
+}

@@ -1,0 +1,172 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/berthd/berth/client"
+)
+
+const (
+	// dialTimeout bounds one attempt to link, the identity exchange included. A metadata service
+	// that drops packets and a slow relay of the server's cloud both fit.
+	dialTimeout = time.Minute
+	// lasted is how long a session must have held for its loss to count as a new trouble rather
+	// than as one more failed attempt.
+	lasted = 30 * time.Second
+)
+
+// errClockJumped ends a session because the machine slept or its clock was set.
+var errClockJumped = errors.New("the clock jumped: this machine slept, or its time was set")
+
+// errAgentChanged ends a session because the server gave another agent id than before.
+var errAgentChanged = errors.New("the server made this workspace another agent")
+
+// session is what one successful dial leads to.
+type session interface {
+	// run does the agent's duties until something ends the session, and returns what.
+	run(context.Context) error
+	// Close cuts the connection.
+	Close() error
+}
+
+// link keeps a session with the control server up. It never gives up: only ctx, a refused token
+// under exitOnRefused, and a change of the agent's identity end it.
+type link struct {
+	dial          func(context.Context) (session, error)
+	exitOnRefused bool
+	event         func(Event)
+	trouble       *trouble
+	log           *slog.Logger
+	wall          func() time.Time
+}
+
+func (l *link) run(ctx context.Context) error {
+	jumps := make(chan time.Duration, 1)
+	watching := make(chan struct{})
+	watchCtx, stop := context.WithCancel(ctx)
+	go func() {
+		defer close(watching)
+		watchClock(watchCtx, l.wall, func(gap time.Duration) {
+			select {
+			case jumps <- gap:
+			default: // one redial answers any number of jumps
+			}
+		})
+	}()
+	defer func() { stop(); <-watching }()
+
+	quick, patient := quickBackoff(), patientBackoff()
+	for refusals := 0; ; {
+		held, err := l.attempt(ctx, jumps)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, errAgentChanged) {
+			return err
+		}
+		problem := client.Explain(err)
+		if problem.Kind != client.KindRefused {
+			refusals = 0
+		} else if refusals++; l.exitOnRefused {
+			return fmt.Errorf("%w: %w", ErrRefused, problem)
+		}
+		if held >= lasted || errors.Is(err, errClockJumped) {
+			quick.reset()
+			patient.reset()
+		}
+		pace := quick
+		// The first refusal may be of a token that was replaced just now: prove anew at once.
+		if slow(problem.Kind) && refusals != 1 {
+			pace = patient
+		}
+		if !l.pause(ctx, pace.next(), jumps) {
+			return nil
+		}
+	}
+}
+
+// attempt links once and stays with it. It returns how long the session held, and why it ended.
+func (l *link) attempt(ctx context.Context, jumps <-chan time.Duration) (time.Duration, error) {
+	dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
+	up, err := l.dial(dialCtx)
+	cancel()
+	if err != nil {
+		l.explain(ctx, err)
+		return 0, err
+	}
+	defer up.Close()
+
+	select {
+	case <-jumps: // what jumped before we were linked has no session to end
+	default:
+	}
+
+	since := time.Now()
+	sessionCtx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	ended := make(chan error, 1)
+	go func() { ended <- up.run(sessionCtx) }()
+	select {
+	case err = <-ended:
+	case gap := <-jumps:
+		l.log.Info("the clock jumped; linking anew", "by", gap.Round(time.Second))
+		end(errClockJumped)
+		up.Close()
+		<-ended
+		err = errClockJumped
+	}
+	held := time.Since(since)
+	if ctx.Err() == nil {
+		l.lost(held, err)
+	}
+	return held, err
+}
+
+// explain tells a person why linking failed.
+func (l *link) explain(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	problem := client.Explain(err)
+	if l.trouble.report(problem.Cause, problem.Fix) {
+		l.log.Debug("the error in full", "error", err)
+	}
+	l.event(Event{Step: StepTrouble, Cause: problem.Cause, Fix: problem.Fix})
+}
+
+// lost tells that a session ended. A short one is a trouble like a failed dial; a long one is news.
+func (l *link) lost(held time.Duration, err error) {
+	if held < lasted && !errors.Is(err, errClockJumped) && !errors.Is(err, errAgentChanged) {
+		l.trouble.report(fmt.Sprintf("the control server ended the link at once: %v", err), "see the server's log; berthd keeps trying")
+	} else {
+		l.log.Info("the link to the control server is lost; linking anew", "after", held.Round(time.Second), "reason", err)
+	}
+	l.event(Event{Step: StepLost, Detail: err.Error()})
+}
+
+// pause waits before the next attempt; a jump of the clock cuts it short. It returns false if ctx is done.
+func (l *link) pause(ctx context.Context, d time.Duration, jumps <-chan time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	case <-jumps:
+	}
+	return true
+}
+
+// slow tells whether trying again soon is pointless: somebody has to correct the URL, mend the
+// token, or register this machine.
+func slow(k client.Kind) bool {
+	switch k {
+	case client.KindRefused, client.KindUnknown, client.KindAmbiguous, client.KindAddress:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,110 @@
+package agent
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// ErrStateBusy is returned (wrapped) by [OpenState] when another berthd holds the directory.
+var ErrStateBusy = errors.New("another berthd runs with it")
+
+// State is the directory that an agent keeps things in over restarts. One process at a time holds
+// it: two agents on one spool would send each other's logs.
+type State struct {
+	dir  string
+	lock *os.File
+}
+
+// OpenState makes the directory if it is missing, for its owner alone, and takes hold of it.
+func OpenState(dir string) (*State, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("cannot use state directory %s: %w", dir, err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot make state directory: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot write to state directory: %w", err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		holder, _ := os.ReadFile(lock.Name())
+		lock.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("cannot use state directory %s: %w (process %s)", dir, ErrStateBusy, strings.TrimSpace(string(holder)))
+		}
+		return nil, fmt.Errorf("cannot lock state directory %s: %w", dir, err)
+	}
+	s := &State{dir: dir, lock: lock}
+	if err := s.writeHolder(); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("cannot write to state directory: %w", err)
+	}
+	return s, nil
+}
+
+// writeHolder notes our process id in the lock file, for the message a second berthd gives.
+func (s *State) writeHolder() error {
+	if err := s.lock.Truncate(0); err != nil {
+		return err
+	}
+	_, err := s.lock.WriteAt([]byte(fmt.Sprintln(os.Getpid())), 0)
+	// A full disk is no reason not to run: the agent works from memory then, and only a message is poorer.
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return nil
+	}
+	return err
+}
+
+// Path returns the path of a file in the directory.
+func (s *State) Path(name string) string { return filepath.Join(s.dir, name) }
+
+// Close lets go of the directory.
+func (s *State) Close() error { return s.lock.Close() }
+
+// maxSocketPath is the longest path of a Unix socket that every system takes: 104 bytes on
+// BSD-derived ones, with the closing zero.
+const maxSocketPath = 103
+
+// SocketPath returns where a Unix socket of the agent with this state directory lies: in that
+// directory, or, where its path is too long for a socket, in a private directory under the system's
+// temporary one. It makes no directory but that latter one.
+func SocketPath(stateDir, name string) (string, error) {
+	stateDir, err := filepath.Abs(stateDir)
+	if err != nil {
+		return "", fmt.Errorf("cannot place socket %s: %w", name, err)
+	}
+	if path := filepath.Join(stateDir, name); len(path) <= maxSocketPath {
+		return path, nil
+	}
+	sum := sha256.Sum256([]byte(stateDir))
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("berthd-%d-%s", os.Getuid(), hex.EncodeToString(sum[:6])))
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", fmt.Errorf("cannot place socket %s: %w", name, err)
+	}
+	if err := private(dir); err != nil {
+		return "", fmt.Errorf("cannot place socket %s: %w", name, err)
+	}
+	return filepath.Join(dir, name), nil
+}
+
+// private checks that a directory under a shared one is ours alone: another user may have made it first.
+func private(dir string) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.IsDir() || info.Mode().Perm()&0o077 != 0 || int(owner.Uid) != os.Getuid() {
+		return fmt.Errorf("%s is not a directory of this user alone: remove it, or choose a state directory with a shorter path", dir)
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+package berthd
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/berthd/berth/agent"
+	"github.com/berthd/berth/client"
+	"github.com/berthd/berth/identity"
+)
+
+// memoryLimit is a soft limit on the Go heap and stacks: it makes the collector return what a
+// full-speed transfer leaves behind. Below 128 MiB transfers slow down to a quarter.
+const memoryLimit = 256 << 20
+
+// errRestart is how run tells that it was asked to leave for another start.
+var errRestart = errors.New("berthd is to be started again")
+
+// run is the verb that runs the agent. whole are the arguments Main had.
+func (p process) run(ctx context.Context, whole []string) error {
+	s, err := parseSettings(p.args, p.env)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(p.stdout, "berthd run: run the agent.\n\n")
+		printOptions(p.stdout)
+		fmt.Fprint(p.stdout, "\n", exitCodeHelp)
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+	tail := &agent.LogTail{}
+	log := newLog(s.output, io.MultiWriter(p.stderr, tail))
+	steps, err := openSteps(s.output.statusJSON, log)
+	if err != nil {
+		return err
+	}
+	defer steps.close()
+
+	cfg, err := s.agentConfig(log, steps.tell)
+	if err != nil {
+		return err
+	}
+	state, err := agent.OpenState(s.dirs.state)
+	if err != nil {
+		return stateError{err}
+	}
+	defer state.Close()
+	socket, err := agent.SocketPath(s.dirs.state, agent.LocalSocket)
+	if err != nil {
+		return stateError{err}
+	}
+	if err := prepareEnvironment(socket); err != nil {
+		return err
+	}
+	cfg.State, cfg.Tail = state, tail
+	cfg.StartTerminals = func(socket string) error {
+		return startTerminals(selfCommand(whole), socket, state.Path("ptyhost.log"))
+	}
+
+	ctx, release := withSignals(ctx, log)
+	defer release()
+	log.Info("berthd starts", "version", version, "server", cfg.Server.URL, "identity", cfg.Identity, "state", s.dirs.state)
+	if err := agent.Run(ctx, cfg); err != nil {
+		return err
+	}
+	if errors.Is(context.Cause(ctx), agent.ErrRestart) {
+		return errRestart
+	}
+	return nil
+}
+
+// agentConfig turns settings into what the agent takes, checked.
+func (s *settings) agentConfig(log *slog.Logger, tell func(agent.Event)) (agent.Config, error) {
+	server, err := s.server.parse()
+	if err != nil {
+		return agent.Config{}, err
+	}
+	reach, err := client.NewHTTP(client.HTTPConfig{CAFile: s.server.caFile})
+	if err != nil {
+		return agent.Config{}, usageError{err}
+	}
+	cfg := agent.Config{
+		Server:        agent.Server{URL: server, HTTP: reach, Header: s.server.header.Header},
+		ExitOnRefused: s.identity.exitOnRefused,
+		Dirs:          agent.Dirs{Logs: s.dirs.logs, ScriptData: s.dirs.scriptData},
+		Services: agent.Services{
+			SSHMaxTimeout:            s.services.sshMaxTimeout,
+			BlockFileTransfer:        s.services.blockFileTransfer,
+			BlockReversePortForwards: s.services.blockReverse,
+			BlockLocalPortForwards:   s.services.blockLocal,
+			StopTimeout:              s.services.stopTimeout,
+		},
+		Mesh:      agent.Mesh{ListenPort: uint16(s.services.listenPort), RelayOnly: s.services.relayOnly},
+		Version:   version,
+		Subsystem: s.subsystems(),
+		Log:       log,
+		Event:     tell,
+	}
+	// What the client trusts, the relay is held to as well.
+	if t, ok := reach.Transport.(*http.Transport); ok {
+		cfg.Server.TLS = t.TLSClientConfig.Clone()
+	}
+	cfg.Identity, err = s.identity.source(cfg.Server, log, tell)
+	return cfg, err
+}
+
+// source returns where the token comes from.
+func (s *identitySettings) source(server agent.Server, log *slog.Logger, tell func(agent.Event)) (identity.Source, error) {
+	switch s.auth {
+	case "token":
+		switch {
+		case s.token != "":
+			return identity.Token(s.token), nil
+		case s.tokenFile != "":
+			return identity.TokenFile(s.tokenFile, func(warning string) { log.Warn(warning) }), nil
+		}
+		return nil, usagef("there is no token: set BERTH_TOKEN (or CODER_AGENT_TOKEN) or --token-file, or choose --auth aws-instance-identity")
+	case "aws-instance-identity":
+		return identity.AWS(identity.AWSConfig{
+			AgentName: s.agentName,
+			Exchange:  &identity.Exchanger{URL: server.URL, HTTP: server.HTTP, Header: server.Header},
+			Stage: func(name string, took time.Duration) {
+				steps := map[string]agent.Step{identity.StageFetched: agent.StepIdentity, identity.StageExchanged: agent.StepExchange}
+				tell(agent.Event{Time: time.Now(), Step: steps[name], Took: took.Milliseconds(), Detail: "AWS instance identity"})
+			},
+		}), nil
+	}
+	return nil, usagef("--auth %q is not known: use token or aws-instance-identity", s.auth)
+}
+
+// prepareEnvironment makes the process environment what children may inherit: no credentials of
+// ours, and the way to report to us.
+func prepareEnvironment(socket string) error {
+	for _, name := range []string{envToken, envTokenFallback, "BERTH_HEADER", "CODER_AGENT_HEADER"} {
+		if err := os.Unsetenv(name); err != nil {
+			return fmt.Errorf("cannot clear %s: %w", name, err)
+		}
+	}
+	return os.Setenv(agent.EnvSocket, socket)
+}
+
+// withSignals returns a context that SIGINT and SIGTERM end, and SIGHUP ends with the cause
+// [agent.ErrRestart].
+func withSignals(ctx context.Context, log *slog.Logger) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case sig := <-signals:
+			log.Info("stopping", "signal", sig)
+			if sig == syscall.SIGHUP {
+				cancel(agent.ErrRestart)
+			} else {
+				cancel(nil)
+			}
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		cancel(nil)
+		<-done
+		signal.Stop(signals)
+	}
+}
+
+// newLog returns the logger: lines on w, which keep out secrets because their type prints nothing.
+func newLog(o outputSettings, w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: o.logLevel}
+	if o.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// stateError marks what is wrong with the state directory.
+type stateError struct{ error }
+
+// Unwrap gives the cause.
+func (e stateError) Unwrap() error { return e.error }
+
+func exitCode(err error) int {
+	var usage usageError
+	var state stateError
+	switch {
+	case errors.As(err, &usage):
+		return ExitUsage
+	case errors.Is(err, agent.ErrStateBusy):
+		return ExitBusy
+	case errors.As(err, &state):
+		return ExitState
+	case errors.Is(err, agent.ErrRefused):
+		return ExitRefused
+	case errors.Is(err, errRestart):
+		return ExitRestart
+	case errors.Is(err, errNoAgent):
+		return ExitNoAgent
+	}
+	return ExitFailure
+}

@@ -1,0 +1,329 @@
+package berthd
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/berthd/berth/wire"
+)
+
+// settings are what run takes from flags and variables, as given.
+type settings struct {
+	server   serverSettings
+	identity identitySettings
+	dirs     dirSettings
+	services serviceSettings
+	output   outputSettings
+}
+
+type serverSettings struct {
+	url    string
+	header headerList
+	caFile string
+}
+
+type identitySettings struct {
+	auth          string
+	token         wire.Secret // from the environment only
+	tokenFile     string
+	agentName     string
+	exitOnRefused bool
+}
+
+type dirSettings struct{ state, logs, scriptData string }
+
+type serviceSettings struct {
+	sshMaxTimeout     time.Duration
+	stopTimeout       time.Duration
+	listenPort        uint
+	relayOnly         bool
+	blockFileTransfer bool
+	blockReverse      bool
+	blockLocal        bool
+}
+
+type outputSettings struct {
+	logFormat  string
+	logLevel   slog.Level
+	statusJSON string
+	subsystem  string
+}
+
+// Secrets have no flag: what is in argv, every user of the machine can read.
+const (
+	envToken         = "BERTH_TOKEN"
+	envTokenFallback = "CODER_AGENT_TOKEN"
+)
+
+// option is one setting: a flag, the variable it can be given by, and the stock agent's variable
+// that stands in for both.
+type option struct {
+	name     string
+	env      string
+	fallback string
+	usage    string
+	bind     func(*flag.FlagSet, *settings, string, string)
+	// secret tells that the value must not be repeated in a message.
+	secret bool
+}
+
+func text(field func(*settings) *string, preset string) func(*flag.FlagSet, *settings, string, string) {
+	return func(fs *flag.FlagSet, s *settings, name, usage string) { fs.StringVar(field(s), name, preset, usage) }
+}
+
+func toggle(field func(*settings) *bool) func(*flag.FlagSet, *settings, string, string) {
+	return func(fs *flag.FlagSet, s *settings, name, usage string) { fs.BoolVar(field(s), name, false, usage) }
+}
+
+func span(field func(*settings) *time.Duration, preset time.Duration) func(*flag.FlagSet, *settings, string, string) {
+	return func(fs *flag.FlagSet, s *settings, name, usage string) { fs.DurationVar(field(s), name, preset, usage) }
+}
+
+var options = []option{
+	{name: "url", env: "BERTH_URL", fallback: "CODER_AGENT_URL",
+		usage: "`URL` of the control server",
+		bind:  text(func(s *settings) *string { return &s.server.url }, "")},
+	{name: "auth", env: "BERTH_AUTH", fallback: "CODER_AGENT_AUTH",
+		usage: "how to prove who this is: token or aws-instance-identity",
+		bind:  text(func(s *settings) *string { return &s.identity.auth }, "token")},
+	{name: "token-file", env: "BERTH_TOKEN_FILE", fallback: "CODER_AGENT_TOKEN_FILE",
+		usage: "`file` that holds the token, read anew at each connection (the token itself goes into BERTH_TOKEN only)",
+		bind:  text(func(s *settings) *string { return &s.identity.tokenFile }, "")},
+	{name: "agent-name", env: "BERTH_AGENT_NAME", fallback: "CODER_AGENT_NAME",
+		usage: "`name` of this agent, where one machine has several",
+		bind:  text(func(s *settings) *string { return &s.identity.agentName }, "")},
+	{name: "exit-on-refused", env: "BERTH_EXIT_ON_REFUSED",
+		usage: "exit with 77 when the server refuses the token, instead of trying again",
+		bind:  toggle(func(s *settings) *bool { return &s.identity.exitOnRefused })},
+	{name: "header", env: "BERTH_HEADER", fallback: "CODER_AGENT_HEADER", secret: true,
+		usage: "`key=value` header for every request to the server and relay; repeatable, in the variable separated by commas",
+		bind:  func(fs *flag.FlagSet, s *settings, name, usage string) { fs.Var(&s.server.header, name, usage) }},
+	{name: "ca-file", env: "BERTH_CA_FILE",
+		usage: "PEM `file` of certificates to trust beside the system's",
+		bind:  text(func(s *settings) *string { return &s.server.caFile }, "")},
+	{name: "state-dir", env: "BERTH_STATE_DIR",
+		usage: "`directory` for what outlives a restart (default /var/lib/berthd for root, else $XDG_STATE_HOME/berthd)",
+		bind:  text(func(s *settings) *string { return &s.dirs.state }, "")},
+	{name: "log-dir", env: "BERTH_LOG_DIR", fallback: "CODER_AGENT_LOG_DIR",
+		usage: "`directory` for the logs of scripts (default log in the state directory)",
+		bind:  text(func(s *settings) *string { return &s.dirs.logs }, "")},
+	{name: "script-data-dir", env: "BERTH_SCRIPT_DATA_DIR", fallback: "CODER_AGENT_SCRIPT_DATA_DIR",
+		usage: "`directory` for what scripts keep (default the state directory)",
+		bind:  text(func(s *settings) *string { return &s.dirs.scriptData }, "")},
+	{name: "ssh-max-timeout", env: "BERTH_SSH_MAX_TIMEOUT", fallback: "CODER_AGENT_SSH_MAX_TIMEOUT",
+		usage: "how long an SSH client may stay silent before it counts as gone",
+		bind:  span(func(s *settings) *time.Duration { return &s.services.sshMaxTimeout }, 72*time.Hour)},
+	{name: "stop-timeout", env: "BERTH_STOP_TIMEOUT",
+		usage: "how long all stop scripts together may take",
+		bind:  span(func(s *settings) *time.Duration { return &s.services.stopTimeout }, time.Minute)},
+	{name: "tailnet-listen-port", env: "BERTH_TAILNET_LISTEN_PORT", fallback: "CODER_AGENT_TAILNET_LISTEN_PORT",
+		usage: "UDP `port` for direct paths; 0 lets the system choose",
+		bind: func(fs *flag.FlagSet, s *settings, name, usage string) {
+			fs.UintVar(&s.services.listenPort, name, 0, usage)
+		}},
+	{name: "relay-only", env: "BERTH_RELAY_ONLY",
+		usage: "never use direct paths",
+		bind:  toggle(func(s *settings) *bool { return &s.services.relayOnly })},
+	{name: "block-file-transfer", env: "BERTH_BLOCK_FILE_TRANSFER", fallback: "CODER_AGENT_BLOCK_FILE_TRANSFER",
+		usage: "refuse sftp, scp, rsync and nc over SSH",
+		bind:  toggle(func(s *settings) *bool { return &s.services.blockFileTransfer })},
+	{name: "block-reverse-port-forwarding", env: "BERTH_BLOCK_REVERSE_PORT_FORWARDING", fallback: "CODER_AGENT_BLOCK_REVERSE_PORT_FORWARDING",
+		usage: "refuse ssh -R",
+		bind:  toggle(func(s *settings) *bool { return &s.services.blockReverse })},
+	{name: "block-local-port-forwarding", env: "BERTH_BLOCK_LOCAL_PORT_FORWARDING", fallback: "CODER_AGENT_BLOCK_LOCAL_PORT_FORWARDING",
+		usage: "refuse ssh -L",
+		bind:  toggle(func(s *settings) *bool { return &s.services.blockLocal })},
+	{name: "subsystem", env: "BERTH_SUBSYSTEM", fallback: "CODER_AGENT_SUBSYSTEM",
+		usage: "what berthd runs inside of: envbox, envbuilder, exectrace, separated by commas",
+		bind:  text(func(s *settings) *string { return &s.output.subsystem }, "")},
+	{name: "log-format", env: "BERTH_LOG_FORMAT",
+		usage: "text or json",
+		bind:  text(func(s *settings) *string { return &s.output.logFormat }, "text")},
+	{name: "log-level", env: "BERTH_LOG_LEVEL",
+		usage: "`level` from which on to log: debug, info, warn or error",
+		bind: func(fs *flag.FlagSet, s *settings, name, usage string) {
+			fs.TextVar(&s.output.logLevel, name, slog.LevelInfo, usage)
+		}},
+	{name: "status-json", env: "BERTH_STATUS_JSON",
+		usage: "file descriptor number or `file` that gets one JSON line a step: identity, exchange, linked, tailnet, ready, trouble, lost, stopped",
+		bind:  text(func(s *settings) *string { return &s.output.statusJSON }, "")},
+}
+
+// flags returns the flag set of run, bound to s.
+func flags(s *settings) *flag.FlagSet {
+	fs := flag.NewFlagSet("berthd run", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	for _, o := range options {
+		o.bind(fs, s, o.name, o.usage)
+	}
+	return fs
+}
+
+// printOptions writes every flag with its variables.
+func printOptions(w io.Writer) {
+	fs := flags(&settings{})
+	for _, o := range options {
+		f := fs.Lookup(o.name)
+		value, help := flag.UnquoteUsage(f)
+		if b, ok := f.Value.(interface{ IsBoolFlag() bool }); ok && b.IsBoolFlag() {
+			value = ""
+		}
+		names := o.env
+		if o.fallback != "" {
+			names += ", else " + o.fallback
+		}
+		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" {
+			help += " (default " + f.DefValue + ")"
+		}
+		fmt.Fprintf(w, "  --%s\n        %s\n        $%s\n", strings.TrimSpace(o.name+" "+value), help, names)
+	}
+}
+
+// parseSettings reads flags, then variables, then the stock agent's variables: the first that says
+// something wins.
+func parseSettings(args []string, env environment) (*settings, error) {
+	s := &settings{}
+	fs := flags(s)
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil, err
+		}
+		return nil, usagef("%w: see berthd run --help", err)
+	}
+	if fs.NArg() > 0 {
+		return nil, usagef("there is no verb or flag %q: see berthd --help", fs.Arg(0))
+	}
+	given := map[string]bool{}
+	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	for _, o := range options {
+		if given[o.name] {
+			continue
+		}
+		name, value := env.first(o.env, o.fallback)
+		if name == "" {
+			continue
+		}
+		if err := fs.Set(o.name, value); err != nil {
+			if o.secret {
+				return nil, usagef("cannot use %s: %w", name, err)
+			}
+			return nil, usagef("cannot use %s=%s: %w", name, value, err)
+		}
+	}
+	_, token := env.first(envToken, envTokenFallback)
+	s.identity.token = wire.Secret(token)
+	if s.dirs.state == "" {
+		dir, err := defaultStateDir(os.Getuid(), env)
+		if err != nil {
+			return nil, err
+		}
+		s.dirs.state = dir
+	}
+	return s, s.check()
+}
+
+func (s *settings) check() error {
+	if s.services.listenPort > 65535 {
+		return usagef("--tailnet-listen-port %d is no port: 65535 is the highest", s.services.listenPort)
+	}
+	if s.output.logFormat != "text" && s.output.logFormat != "json" {
+		return usagef("--log-format %q is neither text nor json", s.output.logFormat)
+	}
+	for _, name := range s.subsystems() {
+		switch name {
+		case "envbox", "envbuilder", "exectrace":
+		default:
+			return usagef("--subsystem %q is none of envbox, envbuilder and exectrace", name)
+		}
+	}
+	return nil
+}
+
+func (s *settings) subsystems() []string {
+	return strings.FieldsFunc(s.output.subsystem, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+// parse checks the URL, which more than anything else is typed wrong.
+func (s *serverSettings) parse() (*url.URL, error) {
+	if s.url == "" {
+		return nil, usagef("the control server's URL is missing: set --url or BERTH_URL (or CODER_AGENT_URL), such as https://berth.example.com")
+	}
+	u, err := url.Parse(s.url)
+	if err != nil {
+		// The error repeats the URL, which may hold a password.
+		return nil, usagef("the control server's URL cannot be read: give it as https://berth.example.com")
+	}
+	switch {
+	case u.User != nil:
+		return nil, usagef("the control server's URL holds a user name or password: take it out, and put a token into BERTH_TOKEN")
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, usagef("the control server's URL %q does not begin with http:// or https://", s.url)
+	case u.Host == "":
+		return nil, usagef("the control server's URL %q names no host", s.url)
+	case u.RawQuery != "" || u.Fragment != "":
+		return nil, usagef("the control server's URL %q must end before any ? or #", s.url)
+	}
+	return u, nil
+}
+
+// defaultStateDir is where an agent keeps its state unless it is told.
+func defaultStateDir(uid int, env environment) (string, error) {
+	if uid == 0 && writable("/var/lib") {
+		return "/var/lib/berthd", nil
+	}
+	if dir := env["XDG_STATE_HOME"]; filepath.IsAbs(dir) {
+		return filepath.Join(dir, "berthd"), nil
+	}
+	if home := env["HOME"]; filepath.IsAbs(home) {
+		return filepath.Join(home, ".local", "state", "berthd"), nil
+	}
+	return "", usagef("there is no place for state: set --state-dir or BERTH_STATE_DIR, or HOME")
+}
+
+// writable tells whether a directory on a file system that is not read-only can be written to.
+func writable(dir string) bool {
+	probe, err := os.MkdirTemp(dir, ".berthd-")
+	if err != nil {
+		return false
+	}
+	return os.Remove(probe) == nil
+}
+
+// headerList collects key=value headers.
+type headerList struct{ http.Header }
+
+// String implements flag.Value. Values may be credentials and are not shown.
+func (h *headerList) String() string {
+	if h == nil || len(h.Header) == 0 {
+		return ""
+	}
+	return strconv.Itoa(len(h.Header)) + " headers"
+}
+
+// Set implements flag.Value: one header, or several separated by commas.
+func (h *headerList) Set(list string) error {
+	if h.Header == nil {
+		h.Header = http.Header{}
+	}
+	for pair := range strings.SplitSeq(list, ",") {
+		key, value, ok := strings.Cut(pair, "=")
+		if key = strings.TrimSpace(key); !ok || key == "" {
+			return errors.New("a header must be key=value")
+		}
+		if strings.ContainsAny(pair, "\r\n\x00") || strings.ContainsAny(key, " :\t") {
+			return errors.New("a header must be key=value in one line, its key one word")
+		}
+		h.Add(key, value)
+	}
+	return nil
+}
