@@ -1,0 +1,287 @@
+package reporter
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/agentpb"
+)
+
+// API is what delivery needs of the agent service. agentpb.DRPCAgentClient satisfies it.
+type API interface {
+	BatchCreateLogs(context.Context, *agentpb.BatchCreateLogsRequest) (*agentpb.BatchCreateLogsResponse, error)
+	BatchUpdateAppHealths(context.Context, *agentpb.BatchUpdateAppHealthRequest) (*agentpb.BatchUpdateAppHealthResponse, error)
+	BatchUpdateMetadata(context.Context, *agentpb.BatchUpdateMetadataRequest) (*agentpb.BatchUpdateMetadataResponse, error)
+	ReportConnection(context.Context, *agentpb.ReportConnectionRequest) (*emptypb.Empty, error)
+	ScriptCompleted(context.Context, *agentpb.WorkspaceAgentScriptCompletedRequest) (*agentpb.WorkspaceAgentScriptCompletedResponse, error)
+	UpdateAppStatus(context.Context, *agentpb.UpdateAppStatusRequest) (*agentpb.UpdateAppStatusResponse, error)
+	UpdateLifecycle(context.Context, *agentpb.UpdateLifecycleRequest) (*agentpb.Lifecycle, error)
+}
+
+// DefaultLimit bounds the spool on disk: with lines of 100 bytes, some 400,000 of them.
+const DefaultLimit = 64 << 20
+
+const (
+	// maxConnections is how many connection reports wait for a server; the protocol's figure.
+	maxConnections = 2048
+	// maxKept bounds the other kinds of report; a workspace has far fewer scripts, apps or keys.
+	maxKept = 1024
+	// metadataPause is the least time between two metadata calls.
+	metadataPause = time.Second
+)
+
+// Config says where a reporter keeps what it has not delivered.
+type Config struct {
+	// Dir holds the log spool and nothing else; it is made if need be. Empty keeps logs in memory.
+	Dir string
+	// Limit bounds Dir, in bytes; zero means DefaultLimit, and less than 1 MiB counts as 1 MiB.
+	Limit int64
+	// PatchAppStatus delivers an app status to a server that has no RPC for it. Without it such
+	// a server gets none.
+	PatchAppStatus func(context.Context, *agentpb.UpdateAppStatusRequest) error
+	// Log gets what went wrong; nil discards it.
+	Log *slog.Logger
+}
+
+// Reporter takes reports at any time and delivers them while there is a link. Its methods may be
+// called at the same time.
+type Reporter struct {
+	log     *slog.Logger
+	spool   *spool
+	refusal sync.Once
+
+	lifecycle   *lane[*agentpb.Lifecycle]
+	appStatus   *lane[*agentpb.UpdateAppStatusRequest]
+	appHealth   *lane[*agentpb.BatchUpdateAppHealthRequest_HealthUpdate]
+	metadata    *lane[*agentpb.Metadata]
+	timings     *lane[*agentpb.Timing]
+	connections *lane[*agentpb.Connection]
+
+	progress broadcast
+	stop     chan struct{} // closed by Close
+	syncing  sync.WaitGroup
+
+	delivering sync.Mutex // held by the one Deliver that runs
+
+	mu    sync.Mutex
+	state agentpb.Lifecycle_State // the furthest yet
+}
+
+// Open opens the spool in cfg.Dir, or makes it. It fails with [ErrInUse] if another process has it
+// open; a directory that cannot be used is logged and replaced by memory.
+func Open(cfg Config) (*Reporter, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Limit == 0 {
+		cfg.Limit = DefaultLimit
+	}
+	spool, err := openSpool(cfg.Dir, max(cfg.Limit, 1<<20), cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	r := &Reporter{log: cfg.Log, spool: spool, stop: make(chan struct{}), state: agentpb.Lifecycle_CREATED}
+	r.makeLanes(cfg)
+	r.syncing.Go(func() { spool.syncLoop(r.stop) })
+	return r, nil
+}
+
+func (r *Reporter) makeLanes(cfg Config) {
+	r.lifecycle = newLane(r, kind[*agentpb.Lifecycle]{
+		name: "lifecycle states", bound: maxKept, fatal: true,
+		call: func(ctx context.Context, on link, batch []*agentpb.Lifecycle) error {
+			_, err := on.UpdateLifecycle(ctx, &agentpb.UpdateLifecycleRequest{Lifecycle: batch[0]})
+			return err
+		},
+	})
+	r.appStatus = newLane(r, kind[*agentpb.UpdateAppStatusRequest]{
+		name: "app statuses", bound: maxKept,
+		call: func(ctx context.Context, on link, batch []*agentpb.UpdateAppStatusRequest) error {
+			switch {
+			case on.version.AtLeast(8):
+				_, err := on.UpdateAppStatus(ctx, batch[0])
+				return err
+			case cfg.PatchAppStatus != nil:
+				return cfg.PatchAppStatus(ctx, batch[0])
+			}
+			return errAbsent
+		},
+	})
+	r.appHealth = newLane(r, kind[*agentpb.BatchUpdateAppHealthRequest_HealthUpdate]{
+		name: "app health", bound: maxKept, room: maxKept,
+		call: func(ctx context.Context, on link, batch []*agentpb.BatchUpdateAppHealthRequest_HealthUpdate) error {
+			_, err := on.BatchUpdateAppHealths(ctx, &agentpb.BatchUpdateAppHealthRequest{Updates: batch})
+			return err
+		},
+	})
+	r.metadata = newLane(r, kind[*agentpb.Metadata]{
+		name: "metadata", bound: maxKept, pause: metadataPause,
+		cost: func(m *agentpb.Metadata) int { return len(m.GetKey()) }, room: wire.MaxMetadataKeys,
+		call: func(ctx context.Context, on link, batch []*agentpb.Metadata) error {
+			_, err := on.BatchUpdateMetadata(ctx, &agentpb.BatchUpdateMetadataRequest{Metadata: batch})
+			return err
+		},
+	})
+	r.timings = newLane(r, kind[*agentpb.Timing]{
+		name: "script timings", since: 3, bound: maxKept,
+		call: func(ctx context.Context, on link, batch []*agentpb.Timing) error {
+			_, err := on.ScriptCompleted(ctx, &agentpb.WorkspaceAgentScriptCompletedRequest{Timing: batch[0]})
+			return err
+		},
+	})
+	r.connections = newLane(r, kind[*agentpb.Connection]{
+		name: "connections", since: 4, bound: maxConnections,
+		call: func(ctx context.Context, on link, batch []*agentpb.Connection) error {
+			_, err := on.ReportConnection(ctx, &agentpb.ReportConnectionRequest{Connection: batch[0]})
+			return err
+		},
+	})
+}
+
+// Writer returns a stream of the log source, whose lines get level. Writing never waits for the
+// server: see the package's documentation for what becomes of a line. A line that has no end yet is
+// handed over by Close.
+func (r *Reporter) Writer(source uuid.UUID, level agentpb.Log_Level) io.WriteCloser {
+	return &writer{spool: r.spool, source: source, level: level}
+}
+
+// Lifecycle reports that the workspace entered a state. States are delivered in order, each once;
+// one that does not lie ahead of the last is ignored.
+func (r *Reporter) Lifecycle(state agentpb.Lifecycle_State) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if state <= r.state {
+		return
+	}
+	r.state = state
+	r.lifecycle.put("", &agentpb.Lifecycle{State: state, ChangedAt: timestamppb.Now()})
+}
+
+// AppStatus reports what an app is doing. Of each app only the newest is kept.
+func (r *Reporter) AppStatus(status *agentpb.UpdateAppStatusRequest) {
+	r.appStatus.put(status.GetSlug(), status)
+}
+
+// AppHealth reports an app's health. Of each app only the newest is kept.
+func (r *Reporter) AppHealth(app uuid.UUID, health agentpb.AppHealth) {
+	r.appHealth.put(app.String(), &agentpb.BatchUpdateAppHealthRequest_HealthUpdate{Id: app[:], Health: health})
+}
+
+// Metadata reports a collected value. Of each key only the newest is kept.
+func (r *Reporter) Metadata(key string, result *agentpb.WorkspaceAgentMetadata_Result) {
+	r.metadata.put(key, &agentpb.Metadata{Key: key, Result: result})
+}
+
+// ScriptCompleted reports one run of a script.
+func (r *Reporter) ScriptCompleted(timing *agentpb.Timing) { r.timings.put("", timing) }
+
+// Connection reports that a session was opened or has ended.
+func (r *Reporter) Connection(connection *agentpb.Connection) { r.connections.put("", connection) }
+
+// channel is one kind of report on its way.
+type channel interface {
+	fmt.Stringer
+	deliver(context.Context, link) error
+	backlog() int64
+}
+
+func (r *Reporter) channels() []channel {
+	return []channel{logChannel{r}, r.lifecycle, r.appStatus, r.appHealth, r.metadata, r.timings, r.connections}
+}
+
+// logChannel is the spool as a channel.
+type logChannel struct{ *Reporter }
+
+func (logChannel) String() string                               { return "log bytes" }
+func (l logChannel) backlog() int64                             { return l.spool.backlog() }
+func (l logChannel) deliver(ctx context.Context, on link) error { return l.deliverLogs(ctx, on) }
+
+// Deliver sends what waits and what comes over one link, whose server has the given version, until
+// ctx ends (nil) or a call fails in a way that only a new link can mend. What the link did not carry
+// is kept for the next Deliver. The caller ends ctx when the link dies.
+func (r *Reporter) Deliver(ctx context.Context, api API, version wire.Version) error {
+	r.delivering.Lock()
+	defer r.delivering.Unlock()
+	group, ctx := errgroup.WithContext(ctx)
+	for _, c := range r.channels() {
+		group.Go(func() error { return c.deliver(ctx, link{api, version}) })
+	}
+	return group.Wait()
+}
+
+// Flush waits until the server has everything that was reported before the call. It needs a
+// Deliver that runs meanwhile. Its error tells what is left.
+func (r *Reporter) Flush(ctx context.Context) error {
+	for {
+		progress := r.progress.wait()
+		var left []string
+		for _, c := range r.channels() {
+			if n := c.backlog(); n > 0 {
+				left = append(left, fmt.Sprintf("%d %s", n, c))
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("cannot deliver %s: %w", strings.Join(left, ", "), ctx.Err())
+		case <-progress:
+		}
+	}
+}
+
+// Close waits for a running Deliver to return, and fsyncs the spool. What was not delivered stays
+// there for the next Open. Writers fail from then on.
+func (r *Reporter) Close() error {
+	r.delivering.Lock()
+	defer r.delivering.Unlock()
+	r.mu.Lock()
+	select {
+	case <-r.stop:
+	default:
+		close(r.stop)
+	}
+	r.mu.Unlock()
+	r.syncing.Wait()
+	if err := r.spool.close(); err != nil {
+		return fmt.Errorf("cannot close the log spool: %w", err)
+	}
+	return nil
+}
+
+// broadcast wakes everyone who waits. The zero value works.
+type broadcast struct {
+	mu sync.Mutex
+	c  chan struct{}
+}
+
+// wait returns a channel that the next announce closes.
+func (b *broadcast) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.c == nil {
+		b.c = make(chan struct{})
+	}
+	return b.c
+}
+
+func (b *broadcast) announce() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.c != nil {
+		close(b.c)
+		b.c = nil
+	}
+}
