@@ -1,0 +1,126 @@
+package containers
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// engine is a container engine that may be there.
+type engine struct {
+	name       string // what people call it
+	host       string // as in DOCKER_HOST
+	tlsFromEnv bool   // DOCKER_TLS_VERIFY and DOCKER_CERT_PATH apply
+}
+
+// surroundings is what tells where engines are.
+type surroundings struct {
+	getenv func(string) string
+	home   string
+	uid    int
+	run    []string // where the system keeps sockets
+}
+
+func machine() surroundings {
+	home, _ := os.UserHomeDir()
+	return surroundings{getenv: os.Getenv, home: home, uid: os.Getuid(), run: []string{"/run", "/var/run"}}
+}
+
+// engines returns every engine whose socket exists, and those that the environment names whether they exist or not. Each socket comes once, under
+// the first name that leads to it. Sockets that cannot even be looked at are left out: that the folder exists does not mean that an engine does.
+func (s surroundings) engines() (found []engine, warnings []string) {
+	var sockets []os.FileInfo
+	add := func(e engine, named bool) {
+		path, ok := strings.CutPrefix(e.host, "unix://")
+		if !ok {
+			found = append(found, e)
+			return
+		}
+		info, err := os.Stat(path)
+		switch {
+		case err != nil && !named, err == nil && info.Mode()&os.ModeSocket == 0:
+			return
+		case err == nil:
+			if slices.ContainsFunc(sockets, func(other os.FileInfo) bool { return os.SameFile(info, other) }) {
+				return
+			}
+			sockets = append(sockets, info)
+		}
+		found = append(found, e)
+	}
+
+	for _, v := range []struct{ variable, name string }{{"DOCKER_HOST", "docker"}, {"CONTAINER_HOST", "podman"}} {
+		switch host := s.getenv(v.variable); {
+		case host == "":
+		case strings.HasPrefix(host, "unix://"), strings.HasPrefix(host, "tcp://"):
+			add(engine{name: v.name, host: host, tlsFromEnv: v.variable == "DOCKER_HOST" && strings.HasPrefix(host, "tcp://")}, true)
+		default:
+			warnings = append(warnings, fmt.Sprintf("cannot list the containers of the engine in %s: only unix:// and tcp:// are understood", v.variable))
+		}
+	}
+
+	user := s.getenv("XDG_RUNTIME_DIR")
+	if user == "" {
+		user = filepath.Join(s.run[0], "user", strconv.Itoa(s.uid))
+	}
+	// Podman first: where docker.sock is a link to its socket, it goes by its own name.
+	for _, run := range s.run {
+		add(engine{name: "podman (root)", host: "unix://" + filepath.Join(run, "podman/podman.sock")}, false)
+	}
+	add(engine{name: "podman (user)", host: "unix://" + filepath.Join(user, "podman/podman.sock")}, false)
+	for _, run := range s.run {
+		add(engine{name: "docker", host: "unix://" + filepath.Join(run, "docker.sock")}, false)
+	}
+	add(engine{name: "docker (rootless)", host: "unix://" + filepath.Join(user, "docker.sock")}, false)
+	for _, desktop := range []string{".docker/desktop/docker.sock", ".docker/run/docker.sock"} {
+		add(engine{name: "docker (desktop)", host: "unix://" + filepath.Join(s.home, desktop)}, false)
+	}
+	for _, e := range s.contexts() {
+		add(e, false)
+	}
+	return found, warnings
+}
+
+// contexts returns the engines on this machine that the docker command knows by name (`docker context ls`). Those on other machines are not beside the
+// agent.
+func (s surroundings) contexts() []engine {
+	config := s.getenv("DOCKER_CONFIG")
+	if config == "" {
+		config = filepath.Join(s.home, ".docker")
+	}
+	files, _ := filepath.Glob(filepath.Join(config, "contexts/meta/*/meta.json")) // the pattern is well-formed
+	var found []engine
+	for _, file := range files {
+		name, host, err := readContext(file)
+		if err == nil && strings.HasPrefix(host, "unix://") {
+			found = append(found, engine{name: fmt.Sprintf("docker (%s)", name), host: host})
+		}
+	}
+	return found
+}
+
+func readContext(file string) (name, host string, err error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", "", err
+	}
+	defer f.Close()
+	return parseContext(f)
+}
+
+// parseContext decodes what the docker command keeps of a context. 64 KiB are far more than one takes.
+func parseContext(r io.Reader) (name, host string, err error) {
+	var meta struct {
+		Name      string
+		Endpoints map[string]struct{ Host string }
+	}
+	if err := json.NewDecoder(io.LimitReader(r, 64<<10)).Decode(&meta); err != nil {
+		return "", "", fmt.Errorf("cannot read a docker context: %w", err)
+	}
+	return meta.Name, meta.Endpoints["docker"].Host, nil
+}
