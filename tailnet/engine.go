@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"go4.org/netipx"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -52,9 +53,16 @@ func init() {
 	envknob.Setenv("TS_DEBUG_MTU", strconv.Itoa(relayMTU))
 }
 
-// tcpMaxRetries ends a connection to a dead peer after five unanswered
-// retransmissions, where the stack's default of 15 takes over ten minutes.
-const tcpMaxRetries = 5
+// A path may fail for a while: a direct one is given up only after 6.5 s, and a
+// relay in the control server is away while that restarts. A connection must
+// outlive that, and go on soon after, so a lost segment is sent again at least
+// every three seconds, for five minutes. The stack's own limits are a connection
+// that ends after 12 s (with stock nodes' five retries) or that sleeps for two
+// minutes between tries.
+const (
+	tcpMaxRTO     = 3 * time.Second
+	tcpMaxRetries = 100
+)
 
 // engine is the library's node: WireGuard, the socket that finds paths, and a
 // TCP/IP stack, put together in the order in which they work.
@@ -133,9 +141,8 @@ func newEngine(cfg *Config, private key.NodePrivate, h hooks) (_ *engine, err er
 	e.tun.PreFilterPacketOutboundToWireGuardAppConnectorIntercept = h.outbound
 	e.tun.SetConnectionCounter(h.tunneled)
 	e.magic.SetConnectionCounter(h.sent)
-	retries := tcpip.TCPMaxRetriesOption(tcpMaxRetries)
-	if err := e.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &retries); err != nil {
-		return nil, fmt.Errorf("cannot set the TCP retry limit: %v", err)
+	if err := e.tune(); err != nil {
+		return nil, err
 	}
 	e.tun.Start()
 	if err := e.stack.Start(nil); err != nil {
@@ -143,6 +150,17 @@ func newEngine(cfg *Config, private key.NodePrivate, h hooks) (_ *engine, err er
 	}
 	e.watch(h)
 	return e, e.configure(cfg, private, logf)
+}
+
+// tune sets what differs from the stack's defaults.
+func (e *engine) tune() error {
+	rto, retries := tcpip.TCPMaxRTOOption(tcpMaxRTO), tcpip.TCPMaxRetriesOption(tcpMaxRetries)
+	for _, opt := range []tcpip.SettableTransportProtocolOption{&rto, &retries} {
+		if err := e.stack.SetTransportProtocolOption(tcp.ProtocolNumber, opt); err != nil {
+			return fmt.Errorf("cannot set %T to %v: %v", opt, opt, err)
+		}
+	}
+	return nil
 }
 
 // watch subscribes to what the library finds out by itself.
