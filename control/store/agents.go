@@ -27,6 +27,9 @@ type Agent struct {
 
 // Spec is what an agent is to do.
 type Spec struct {
+	// OS and Arch are what clients are told the workspace runs on, as Go names them.
+	OS          string            `json:"os,omitempty"`
+	Arch        string            `json:"arch,omitempty"`
 	Directory   string            `json:"directory,omitempty"`
 	Environment map[string]string `json:"environment,omitempty"`
 	// MOTD is the path of a file in the workspace.

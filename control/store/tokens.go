@@ -66,7 +66,12 @@ func (s *Store) MintToken(ctx context.Context, agent uuid.UUID, exchanged bool) 
 
 // Token returns what is known of a token, or [ErrNotFound].
 func (s *Store) Token(ctx context.Context, token wire.Secret) (Token, error) {
-	t, _, err := get[Token](ctx, s, s.tokens, tokenKey(TokenHash(token)))
+	return s.TokenByHash(ctx, TokenHash(token))
+}
+
+// TokenByHash does the same for one whose hash is all that is held.
+func (s *Store) TokenByHash(ctx context.Context, hash string) (Token, error) {
+	t, _, err := get[Token](ctx, s, s.tokens, tokenKey(hash))
 	return t, err
 }
 

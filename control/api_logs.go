@@ -1,0 +1,324 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/google/uuid"
+
+	"github.com/berthd/berth/control/store"
+	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/agentpb"
+)
+
+// externalSource is the source of lines that name none.
+var externalSource = uuid.MustParse(wire.ExternalLogSource)
+
+// maxSourceName is how long the display name of a log source may be.
+const maxSourceName = 127
+
+func (s *Server) postLogSource(w http.ResponseWriter, r *http.Request, agent caller) {
+	var req wire.PostLogSource
+	if !readJSON(w, r, wire.MaxJSONBody, &req) {
+		return
+	}
+	switch {
+	case len([]rune(req.DisplayName)) > maxSourceName:
+		writeError(w, internalError(fmt.Errorf("the display name is longer than %d characters", maxSourceName)))
+		return
+	case len(req.Icon) > maxURI:
+		writeError(w, internalError(fmt.Errorf("the icon is longer than %d bytes", maxURI)))
+		return
+	}
+	source := wire.LogSource{
+		WorkspaceAgentID: agent.ID, ID: req.ID, CreatedAt: time.Now().UTC(), DisplayName: req.DisplayName, Icon: req.Icon,
+	}
+	if err := s.addLogSource(r.Context(), source); err != nil {
+		writeError(w, internalError(err))
+		return
+	}
+	writeJSON(w, http.StatusCreated, source)
+}
+
+// maxSources bounds the sources of one agent; stock agents have one a script.
+const maxSources = 1000
+
+func (s *Server) addLogSource(ctx context.Context, source wire.LogSource) error {
+	known, err := s.store.LogSources(ctx, source.WorkspaceAgentID)
+	if err != nil {
+		return err
+	}
+	if _, ok := known[source.ID]; ok {
+		return nil
+	}
+	if len(known) >= maxSources {
+		return fmt.Errorf("the agent has %d log sources already", len(known))
+	}
+	return s.store.CreateLogSource(ctx, source)
+}
+
+// logLevels are the levels by the names that HTTP knows.
+var logLevels = map[string]agentpb.Log_Level{
+	"": agentpb.Log_INFO, "trace": agentpb.Log_TRACE, "debug": agentpb.Log_DEBUG,
+	"info": agentpb.Log_INFO, "warn": agentpb.Log_WARN, "error": agentpb.Log_ERROR,
+}
+
+func (s *Server) patchLogs(w http.ResponseWriter, r *http.Request, agent caller) {
+	var req wire.PatchLogs
+	// A batch of 1 MiB of output is longer as JSON; RPC takes this much too.
+	if !readJSON(w, r, wire.MaxMessage, &req) {
+		return
+	}
+	if len(req.Logs) == 0 {
+		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "No logs provided."})
+		return
+	}
+	b := store.LogBatch{Source: req.LogSourceID}
+	for _, l := range req.Logs {
+		level, ok := logLevels[l.Level]
+		if !ok {
+			writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Invalid log level provided.",
+				Detail: fmt.Sprintf("invalid log level: %q", short(l.Level))})
+			return
+		}
+		b.Lines = append(b.Lines, store.LogLine{Output: logText(l.Output), Level: level})
+	}
+	switch err := s.addLogs(r.Context(), agent.ID, b); {
+	case errors.Is(err, store.ErrLogLimit):
+		writeError(w, &wire.Error{StatusCode: http.StatusRequestEntityTooLarge, Message: "Logs limit exceeded"})
+	case err != nil:
+		writeError(w, internalError(err))
+	default:
+		writeJSON(w, http.StatusOK, nil)
+	}
+}
+
+// addLogs stores lines; over HTTP and RPC alike. An agent that reaches its limit is marked, and told
+// so from then on.
+func (s *Server) addLogs(ctx context.Context, agent uuid.UUID, b store.LogBatch) error {
+	if b.Source == uuid.Nil {
+		b.Source = externalSource
+		err := s.addLogSource(ctx, wire.LogSource{
+			WorkspaceAgentID: agent, ID: externalSource, CreatedAt: time.Now().UTC(),
+			DisplayName: "External", Icon: "/emojis/1f310.png",
+		})
+		if err != nil {
+			return err
+		}
+	}
+	err := s.store.AppendLogs(ctx, agent, b)
+	if !errors.Is(err, store.ErrLogLimit) {
+		return err
+	}
+	return errors.Join(err, s.store.UpdateState(ctx, agent, func(st *store.State) error {
+		st.LogsOverflowed = true
+		return nil
+	}))
+}
+
+func (s *Server) getLogs(w http.ResponseWriter, r *http.Request, a store.Agent) {
+	query := r.URL.Query()
+	after := int64(0)
+	if text := query.Get("after"); text != "" {
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || n < 0 {
+			writeError(w, &wire.Error{StatusCode: http.StatusBadRequest,
+				Message:     `Query param "after" must be an integer greater than or equal to zero.`,
+				Validations: []wire.Validation{{Field: "after", Detail: "Must be an integer greater than or equal to zero"}}})
+			return
+		}
+		after = n
+	}
+	format, follow := query.Get("format"), query.Has("follow")
+	switch {
+	case format != "" && format != "json" && format != "text":
+		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Invalid format parameter.",
+			Detail: fmt.Sprintf("Must be json or text, not %q", short(format))})
+	case format == "text" && follow:
+		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Text format is not supported with follow mode."})
+	case follow:
+		s.followLogs(w, r, a, after)
+	case format == "text":
+		s.textLogs(w, r, a, after)
+	default:
+		s.jsonLogs(w, r, a, after)
+	}
+}
+
+// jsonLogs streams the array as it is read, so that a long log is never in memory whole.
+func (s *Server) jsonLogs(w http.ResponseWriter, r *http.Request, a store.Agent, after int64) {
+	started := false
+	begin := func() {
+		w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		_, _ = io.WriteString(w, "[")
+		started = true
+	}
+	for entries, err := range s.store.Logs(r.Context(), a.ID, after) {
+		if err != nil && !started {
+			writeError(w, internalError(err))
+			return
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler) // an array that ends early must not look whole
+		}
+		for _, e := range entries {
+			if !started {
+				begin()
+			} else if _, err := io.WriteString(w, ","); err != nil {
+				return
+			}
+			line, err := json.Marshal(e)
+			if err != nil {
+				panic(http.ErrAbortHandler)
+			}
+			if _, err := w.Write(line); err != nil {
+				return
+			}
+		}
+	}
+	if !started {
+		begin()
+	}
+	_, _ = io.WriteString(w, "]\n")
+}
+
+func (s *Server) textLogs(w http.ResponseWriter, r *http.Request, a store.Agent, after int64) {
+	sources, err := s.store.LogSources(r.Context(), a.ID)
+	if err != nil {
+		writeError(w, internalError(err))
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	for entries, err := range s.store.Logs(r.Context(), a.ID, after) {
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		for _, e := range entries {
+			origin := "agent"
+			if a.Name != "" {
+				origin += "." + a.Name
+			}
+			if name := sources[e.SourceID].DisplayName; name != "" {
+				origin += "|" + name
+			}
+			if _, err := fmt.Fprintf(w, "%s [%s] [%s] %s\n", e.CreatedAt.Format(time.RFC3339), e.Level, origin, e.Output); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// followWrite is how long a follower may take to take one message.
+const followWrite = 30 * time.Second
+
+// followLogs sends the log and what is added to it, as text messages that each hold an array. The
+// stream ends normally when the agent is gone.
+func (s *Server) followLogs(w http.ResponseWriter, r *http.Request, a store.Agent, after int64) {
+	ctx, done := s.lasting(r)
+	defer done()
+	conn := s.accept(w, r)
+	if conn == nil {
+		return
+	}
+	defer conn.CloseNow()
+	ctx, stop := readNothing(ctx, conn)
+	defer stop()
+	s.active.Go(func() { keepAlive(ctx, conn) })
+	s.active.Go(func() {
+		defer stop()
+		s.awaitDeletion(ctx, a.ID)
+	})
+	for entries, err := range s.store.FollowLogs(ctx, a.ID, after) {
+		if err != nil {
+			conn.Close(websocket.StatusInternalError, closeReason(err.Error()))
+			return
+		}
+		for message := range followMessages(entries) {
+			write, cancel := context.WithTimeout(ctx, followWrite)
+			err := conn.Write(write, websocket.MessageText, message)
+			cancel()
+			if err != nil {
+				return
+			}
+		}
+	}
+	_ = s.closeSocket(conn)
+}
+
+// awaitDeletion returns when an agent is gone or ctx is done.
+func (s *Server) awaitDeletion(ctx context.Context, agent uuid.UUID) {
+	ticker := time.NewTicker(pingEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if _, err := s.store.Agent(ctx, agent); errors.Is(err, store.ErrNotFound) {
+			return
+		}
+	}
+}
+
+// followMessages packs entries into messages that stock readers take. A line that is too long for
+// one comes as several entries with the same id.
+func followMessages(entries []wire.LogEntry) iter.Seq[[]byte] {
+	const (
+		limit = wire.MaxFollowMessage - 64 // brackets, commas and some air
+		// piece is how much output surely fits: every byte of it may become six ("\u0000"), and the
+		// other fields take less than 512.
+		piece = (limit - 512) / 6
+	)
+	return func(yield func([]byte) bool) {
+		message := bytes.NewBufferString("[")
+		flush := func() bool {
+			message.WriteString("]\n")
+			ok := yield(message.Bytes())
+			message = bytes.NewBufferString("[")
+			return ok
+		}
+		add := func(e wire.LogEntry) bool {
+			line, err := json.Marshal(e)
+			if err != nil {
+				return true // cannot be: all its fields have a JSON form
+			}
+			if message.Len() > 1 && message.Len()+len(line) > limit && !flush() {
+				return false
+			}
+			if message.Len() > 1 {
+				message.WriteByte(',')
+			}
+			message.Write(line)
+			return true
+		}
+		for _, e := range entries {
+			rest := e.Output
+			for {
+				e.Output = rest
+				if len(rest) > piece {
+					if line, err := json.Marshal(rest); err != nil || len(line) > limit-512 {
+						e.Output = store.CutText(rest, piece)
+					}
+				}
+				rest = rest[len(e.Output):]
+				if !add(e) {
+					return
+				}
+				if rest == "" {
+					break
+				}
+			}
+		}
+		flush()
+	}
+}

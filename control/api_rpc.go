@@ -1,0 +1,167 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+
+	"github.com/coder/websocket"
+	"github.com/google/uuid"
+	"storj.io/drpc"
+	"storj.io/drpc/drpcmux"
+
+	"github.com/berthd/berth/control/coordinator"
+	"github.com/berthd/berth/control/store"
+	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/agentpb"
+	"github.com/berthd/berth/wire/rpc"
+	"github.com/berthd/berth/wire/tailnetpb"
+)
+
+// requestedVersion reads the API version a caller asks for, or answers the request and returns false.
+func requestedVersion(w http.ResponseWriter, r *http.Request, absent string) (wire.Version, bool) {
+	text := r.URL.Query().Get("version")
+	if text == "" {
+		text = absent
+	}
+	v, err := wire.ParseVersion(text)
+	if err == nil {
+		err = v.Accept()
+	}
+	if err != nil {
+		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Unknown or unsupported API version",
+			Validations: []wire.Validation{{Field: "version", Detail: err.Error()}}})
+		return wire.Version{}, false
+	}
+	return v, true
+}
+
+// getRPC is an agent's link: both services over one WebSocket, until either side ends it, the agent
+// stops answering probes, or its token ends.
+func (s *Server) getRPC(w http.ResponseWriter, r *http.Request, agent caller) {
+	version, ok := requestedVersion(w, r, wire.OldestVersion.String())
+	if !ok {
+		return
+	}
+	role := r.URL.Query().Get("role")
+	monitored := role == "" || role == "agent"
+
+	ctx, done := s.lasting(r)
+	defer done()
+	conn := s.accept(w, r)
+	if conn == nil {
+		return
+	}
+	defer conn.CloseNow()
+
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	k := &link{id: uuid.New(), agent: agent.ID, token: agent.tokenHash, end: end}
+	s.links.add(k)
+	defer s.links.remove(k)
+	log := s.log.With("agent", agent.Name, "link", k.id)
+	if monitored {
+		if err := s.connected(ctx, k, version); err != nil {
+			log.Warn("cannot record that an agent connected", "err", err)
+			conn.Close(websocket.StatusInternalError, closeReason(err.Error()))
+			return
+		}
+		defer s.disconnected(k)
+	}
+	log.Info("agent connected", "version", version)
+
+	handler, err := services(log,
+		&agentService{Server: s, id: agent.ID, version: version},
+		&tailnetService{Server: s, peer: coordinator.Peer{ID: agent.ID, Auth: coordinator.AgentAuth(agent.ID)}})
+	if err != nil {
+		conn.Close(websocket.StatusInternalError, closeReason(err.Error()))
+		return
+	}
+	err = rpc.Serve(ctx, s.byteStream(conn), handler, rpc.ServeOptions{
+		PingInterval: wire.PingInterval,
+		PingTimeout:  wire.PingTimeout,
+		Alive:        func() { s.alive(ctx, k, monitored) },
+	})
+	if err != nil {
+		log.Info("agent lost", "err", err)
+		return
+	}
+	log.Info("agent disconnected")
+}
+
+// services makes the handler of a session. Every method of both services is registered, so that what
+// is not served answers "unimplemented" rather than with a protocol error that stock peers misread.
+func services(log *slog.Logger, agent agentpb.DRPCAgentServer, tailnet tailnetpb.DRPCTailnetServer) (drpc.Handler, error) {
+	mux := drpcmux.New()
+	if err := agentpb.DRPCRegisterAgent(mux, agent); err != nil {
+		return nil, fmt.Errorf("cannot register the agent service: %w", err)
+	}
+	if err := tailnetpb.DRPCRegisterTailnet(mux, tailnet); err != nil {
+		return nil, fmt.Errorf("cannot register the tailnet service: %w", err)
+	}
+	return &guard{mux, log}, nil
+}
+
+// guard keeps a call that panics from taking the server with it.
+type guard struct {
+	next drpc.Handler
+	log  *slog.Logger
+}
+
+// HandleRPC implements [drpc.Handler].
+func (g *guard) HandleRPC(stream drpc.Stream, name string) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			g.log.Error("a call failed badly", "rpc", name, "panic", p, "stack", string(debug.Stack()))
+			err = errors.New("internal server error; the server's log has more")
+		}
+	}()
+	err = g.next.HandleRPC(stream, name)
+	if err != nil {
+		g.log.Debug("a call failed", "rpc", name, "err", err)
+	}
+	return err
+}
+
+// getCoordinate is a client's link: the tailnet service, with which it may reach one agent.
+func (s *Server) getCoordinate(w http.ResponseWriter, r *http.Request, agent store.Agent) {
+	if err := s.store.Ping(r.Context()); err != nil {
+		writeError(w, &wire.Error{StatusCode: http.StatusInternalServerError, Message: "database not reachable", Detail: err.Error()})
+		return
+	}
+	if _, ok := requestedVersion(w, r, "1.0"); !ok {
+		return
+	}
+	peer, err := s.resume(r.URL.Query().Get("resume_token"), agent.ID)
+	if err != nil {
+		const invalid = "Invalid resume token"
+		writeError(w, &wire.Error{StatusCode: http.StatusUnauthorized, Message: invalid, Detail: err.Error(),
+			Validations: []wire.Validation{{Field: "resume_token", Detail: invalid}}})
+		return
+	}
+	ctx, done := s.lasting(r)
+	defer done()
+	conn := s.accept(w, r)
+	if conn == nil {
+		return
+	}
+	defer conn.CloseNow()
+	log := s.log.With("client", peer, "agent", agent.Name)
+	handler, err := services(log, &agentpb.DRPCAgentUnimplementedServer{}, &tailnetService{
+		Server: s,
+		peer:   coordinator.Peer{ID: peer, Auth: coordinator.ClientAuth(agent.ID)},
+		token:  func() (*tailnetpb.RefreshResumeTokenResponse, error) { return s.resumeToken(peer, agent.ID) },
+	})
+	if err != nil {
+		conn.Close(websocket.StatusInternalError, closeReason(err.Error()))
+		return
+	}
+	err = rpc.Serve(ctx, s.byteStream(conn), handler, rpc.ServeOptions{
+		PingInterval: wire.PingInterval,
+		PingTimeout:  wire.PingTimeout,
+	})
+	log.Debug("client disconnected", "err", err)
+}

@@ -1,0 +1,337 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/google/uuid"
+
+	"github.com/berthd/berth/control/store"
+	"github.com/berthd/berth/wire"
+)
+
+const api = "/api/v2/"
+
+// routes ties every path to its handler.
+func (s *Server) routes() http.Handler {
+	const agents = api + "workspaceagents/"
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+api+"buildinfo", s.getBuildInfo)
+	mux.HandleFunc("GET "+api+"derp-map", s.getDERPMap)
+	mux.HandleFunc("GET /healthz", getOK)
+	mux.HandleFunc("GET /latency-check", getLatencyCheck)
+	mux.Handle("/derp", s.relay.Handler())
+	mux.Handle("/derp/", s.relay.Handler())
+
+	mux.HandleFunc("POST "+agents+"aws-instance-identity", s.postAWSInstanceIdentity)
+
+	mux.HandleFunc("GET "+agents+"me/rpc", s.agentRoute(s.getRPC))
+	mux.HandleFunc("GET "+agents+"me/reinit", s.agentRoute(s.getReinit))
+	mux.HandleFunc("PATCH "+agents+"me/app-status", s.agentRoute(s.patchAppStatus))
+	mux.HandleFunc("POST "+agents+"me/log-source", s.agentRoute(s.postLogSource))
+	mux.HandleFunc("PATCH "+agents+"me/logs", s.agentRoute(s.patchLogs))
+
+	mux.HandleFunc("GET "+agents+"connection", s.userRoute(s.getConnection))
+	mux.HandleFunc("GET "+agents+"{id}", s.workspaceRoute(s.getAgent))
+	mux.HandleFunc("GET "+agents+"{id}/connection", s.workspaceRoute(s.getAgentConnection))
+	mux.HandleFunc("GET "+agents+"{id}/coordinate", s.workspaceRoute(s.getCoordinate))
+	mux.HandleFunc("GET "+agents+"{id}/logs", s.workspaceRoute(s.getLogs))
+	mux.HandleFunc("GET "+agents+"{id}/startup-logs", s.workspaceRoute(s.getLogs))
+	mux.HandleFunc("GET "+agents+"{id}/listening-ports", s.workspaceRoute(s.getListeningPorts))
+	mux.HandleFunc("GET "+agents+"{id}/containers", s.workspaceRoute(s.getContainers))
+	mux.HandleFunc("GET "+agents+"{id}/pty", s.workspaceRoute(s.getPTY))
+
+	mux.HandleFunc("GET "+wire.PathBerth+"agents", s.userRoute(s.getBerthAgents))
+	mux.HandleFunc("POST "+wire.PathBerth+"agents", s.userRoute(s.postBerthAgent))
+	mux.HandleFunc("DELETE "+wire.PathBerth+"agents/{id}", s.workspaceRoute(s.deleteBerthAgent))
+	mux.HandleFunc("POST "+wire.PathBerth+"agents/{id}/token", s.workspaceRoute(s.postBerthToken))
+	mux.HandleFunc("POST "+wire.PathBerth+"agents/{id}/revoke", s.workspaceRoute(s.postBerthRevoke))
+
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		writeError(w, &wire.Error{StatusCode: http.StatusNotFound, Message: "Route not found."})
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(wire.HeaderBuildVersion, s.config.Version)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		defer func() {
+			// net/http would print the request's panic and go on; here it goes to the log, with an answer.
+			switch p := recover(); p {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(p)
+			default:
+				s.log.Error("a request failed badly", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+				writeError(w, internalError(errors.New("the server's log has more")))
+			}
+		}()
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// sessionToken takes a request's token from the first place that has one. Tokens in a URL end up in
+// logs of proxies, but stock clients that cannot set headers put them there.
+func sessionToken(r *http.Request) wire.Secret {
+	if c, err := r.Cookie(wire.CookieSessionToken); err == nil && c.Value != "" {
+		return wire.Secret(c.Value)
+	}
+	query := r.URL.Query()
+	if t := query.Get(wire.CookieSessionToken); t != "" {
+		return wire.Secret(t)
+	}
+	if t := r.Header.Get(wire.HeaderSessionToken); t != "" {
+		return wire.Secret(t)
+	}
+	if scheme, t, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "bearer") && t != "" {
+		return wire.Secret(strings.TrimSpace(t))
+	}
+	return wire.Secret(query.Get("access_token"))
+}
+
+// caller is an agent that has proved itself.
+type caller struct {
+	store.Agent
+	tokenHash string
+}
+
+// agentRoute lets agents in.
+func (s *Server) agentRoute(next func(http.ResponseWriter, *http.Request, caller)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		token := sessionToken(r)
+		if token == "" {
+			writeError(w, &wire.Error{StatusCode: http.StatusUnauthorized, Message: fmt.Sprintf("Cookie %q must be provided.", wire.CookieSessionToken)})
+			return
+		}
+		// The hash is of the canonical form, so that a token is one token however it is written.
+		id, err := uuid.Parse(token.Reveal())
+		if err != nil {
+			writeError(w, &wire.Error{StatusCode: http.StatusUnauthorized, Message: "Workspace agent token invalid.",
+				Detail: fmt.Sprintf("An agent token must be a valid UUIDv4. (len %d)", len(token.Reveal()))})
+			return
+		}
+		agent, hash, err := s.agentByToken(r.Context(), wire.Secret(id.String()))
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			writeError(w, &wire.Error{StatusCode: http.StatusUnauthorized, Message: "Workspace agent not authorized.",
+				Detail: "The agent cannot authenticate until the workspace provision job has been completed. If the job is no longer running, this agent is invalid."})
+		case err != nil:
+			writeError(w, &wire.Error{StatusCode: http.StatusInternalServerError, Message: "Internal error checking workspace agent authorization.", Detail: err.Error()})
+		default:
+			next(w, r, caller{agent, hash})
+		}
+	}
+}
+
+func (s *Server) agentByToken(ctx context.Context, token wire.Secret) (store.Agent, string, error) {
+	t, err := s.store.Token(ctx, token)
+	if err != nil {
+		return store.Agent{}, "", err
+	}
+	agent, err := s.store.Agent(ctx, t.AgentID)
+	return agent, store.TokenHash(token), err
+}
+
+// userRoute lets people in.
+func (s *Server) userRoute(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		_, err := s.user(r.Context(), sessionToken(r))
+		var signedOut errSignedOut
+		switch {
+		case errors.As(err, &signedOut):
+			writeError(w, &wire.Error{StatusCode: http.StatusUnauthorized,
+				Message: "You are signed out or your session has expired. Please sign in again to continue.", Detail: string(signedOut)})
+		case err != nil:
+			writeError(w, internalError(err))
+		default:
+			next(w, r)
+		}
+	}
+}
+
+// workspaceRoute lets people in and finds the agent that the path names.
+func (s *Server) workspaceRoute(next func(http.ResponseWriter, *http.Request, store.Agent)) http.HandlerFunc {
+	return s.userRoute(func(w http.ResponseWriter, r *http.Request) {
+		id, err := uuid.Parse(r.PathValue("id"))
+		if err != nil {
+			writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: fmt.Sprintf("Invalid UUID %q.", r.PathValue("id")), Detail: err.Error()})
+			return
+		}
+		agent, err := s.store.Agent(r.Context(), id)
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			writeError(w, &wire.Error{StatusCode: http.StatusNotFound, Message: "Agent doesn't exist with that id, or you do not have access to it."})
+		case err != nil:
+			writeError(w, internalError(err))
+		default:
+			next(w, r, agent)
+		}
+	})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		status, body = http.StatusInternalServerError, []byte(`{"message":"An internal server error occurred."}`)
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n')) // a caller that left misses the rest
+}
+
+func writeError(w http.ResponseWriter, e *wire.Error) { writeJSON(w, e.StatusCode, e) }
+
+func internalError(err error) *wire.Error {
+	return &wire.Error{StatusCode: http.StatusInternalServerError, Message: "An internal server error occurred.", Detail: err.Error()}
+}
+
+// bodyTimeout is how long a caller may take to send a JSON body.
+const bodyTimeout = 30 * time.Second
+
+// readJSON decodes a body of at most limit bytes into v, or answers the request and returns false.
+func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) bool {
+	// Only net/http's own writer has deadlines; under another there is none to set.
+	control := http.NewResponseController(w)
+	if control.SetReadDeadline(time.Now().Add(bodyTimeout)) == nil {
+		defer control.SetReadDeadline(time.Time{})
+	}
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
+	err := dec.Decode(v)
+	if err == nil {
+		if _, trailing := dec.Token(); trailing != io.EOF {
+			err = errors.New("unexpected data after the JSON value")
+		}
+	}
+	if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
+		writeError(w, &wire.Error{StatusCode: http.StatusRequestEntityTooLarge, Message: "Request body is too large.",
+			Detail: fmt.Sprintf("At most %d bytes are read.", limit)})
+		return false
+	}
+	if err != nil {
+		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Request body must be valid JSON.", Detail: err.Error()})
+		return false
+	}
+	return true
+}
+
+// required returns what is wrong with fields that must not be empty; pairs are name, value.
+func required(pairs ...string) *wire.Error {
+	e := &wire.Error{StatusCode: http.StatusBadRequest, Message: "Validation failed."}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] == "" {
+			e.Validations = append(e.Validations, wire.Validation{Field: pairs[i], Detail: `Validation failed for tag "required" with value: ""`})
+		}
+	}
+	if len(e.Validations) == 0 {
+		return nil
+	}
+	return e
+}
+
+// accept upgrades to a WebSocket, or answers the request and returns nil. Browsers of other origins
+// are refused: they would come with this origin's cookie.
+func (s *Server) accept(w http.ResponseWriter, r *http.Request) *websocket.Conn {
+	if err := upgradable(r); err != nil {
+		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Failed to accept websocket.", Detail: err.Error()})
+		return nil
+	}
+	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionDisabled})
+	if err != nil {
+		s.log.Debug("refused a websocket", "path", r.URL.Path, "err", err)
+		return nil
+	}
+	return conn
+}
+
+// upgradable finds the refusals that websocket.Accept would word itself, in plain text.
+func upgradable(r *http.Request) error {
+	for _, want := range []struct{ header, token string }{{"Connection", "upgrade"}, {"Upgrade", "websocket"}} {
+		found := false
+		for _, v := range r.Header.Values(want.header) {
+			for part := range strings.SplitSeq(v, ",") {
+				found = found || strings.EqualFold(strings.TrimSpace(part), want.token)
+			}
+		}
+		if !found {
+			return fmt.Errorf("the request is no WebSocket upgrade: its %s header lacks %q", want.header, want.token)
+		}
+	}
+	if v := r.Header.Get("Sec-WebSocket-Version"); v != "13" {
+		return fmt.Errorf("WebSocket version %q is not supported, only 13", v)
+	}
+	return nil
+}
+
+// Liveness of WebSockets that carry no pings of their own.
+const (
+	pingEvery = 15 * time.Second
+	pingWait  = 10 * time.Second
+)
+
+// keepAlive pings until ctx is done or the other side does not answer, and then closes conn. The
+// caller must be reading from conn.
+func keepAlive(ctx context.Context, conn *websocket.Conn) {
+	ticker := time.NewTicker(pingEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		ping, cancel := context.WithTimeout(ctx, pingWait)
+		err := conn.Ping(ping)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			conn.Close(websocket.StatusGoingAway, "liveness probe failed")
+			return
+		}
+	}
+}
+
+// byteStream is a WebSocket as a stream of bytes. Closing it tells the other side whether it should
+// come back: a server that stops says so. It has no context: one that ends would cut the connection
+// before anything could be said.
+func (s *Server) byteStream(conn *websocket.Conn) net.Conn {
+	return &byteStream{websocket.NetConn(context.Background(), conn, websocket.MessageBinary), func() error { return s.closeSocket(conn) }}
+}
+
+type byteStream struct {
+	net.Conn
+	close func() error
+}
+
+func (b *byteStream) Close() error { return b.close() }
+
+// closeSocket ends a WebSocket in order; it takes at most 10 s with a peer that does not answer.
+func (s *Server) closeSocket(conn *websocket.Conn) error {
+	if s.stopping.Err() != nil {
+		return conn.Close(websocket.StatusGoingAway, "server is shutting down")
+	}
+	return conn.Close(websocket.StatusNormalClosure, "")
+}
+
+// readNothing serves a WebSocket whose other side has nothing to say. The context it returns ends with
+// ctx or with the connection, but does not cut the connection when it does.
+func readNothing(ctx context.Context, conn *websocket.Conn) (context.Context, context.CancelFunc) {
+	closed := conn.CloseRead(context.WithoutCancel(ctx))
+	ctx, cancel := context.WithCancel(ctx)
+	unhook := context.AfterFunc(closed, cancel)
+	return ctx, func() {
+		unhook()
+		cancel()
+	}
+}
+
+// closeReason fits a text into a WebSocket close frame.
+func closeReason(text string) string {
+	const limit = 123
+	return store.CutText(strings.ToValidUTF8(text, "?"), limit)
+}

@@ -1,0 +1,136 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/berthd/berth/control/store"
+	"github.com/berthd/berth/wire"
+)
+
+// links are the open links of agents on this server, so that they can be ended from outside.
+type links struct {
+	mu   sync.Mutex
+	open map[*link]struct{}
+}
+
+// link is one open link of an agent.
+type link struct {
+	id    uuid.UUID
+	agent uuid.UUID
+	token string // hash
+	end   context.CancelFunc
+}
+
+func (l *links) add(k *link) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open == nil {
+		l.open = make(map[*link]struct{})
+	}
+	l.open[k] = struct{}{}
+}
+
+func (l *links) remove(k *link) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.open, k)
+}
+
+// endWhere ends the links that match.
+func (l *links) endWhere(match func(*link) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k := range l.open {
+		if match(k) {
+			k.end()
+		}
+	}
+}
+
+// watchRevoked ends a link as soon as its token does. Should the watch break, what it missed is
+// found by the check at each probe of a link.
+func (s *Server) watchRevoked(ctx context.Context) error {
+	for {
+		err := s.store.WatchRevoked(ctx, func(hash string) {
+			s.links.endWhere(func(k *link) bool { return k.token == hash })
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.log.Warn("lost the watch for revoked tokens", "err", err)
+		timer := time.NewTimer(time.Second)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// noteBudget bounds what is written about a link when it begins, answers a probe, or ends.
+const noteBudget = 5 * time.Second
+
+// connected records that an agent's link is up. The newest link is the one that counts.
+func (s *Server) connected(ctx context.Context, k *link, version wire.Version) error {
+	ctx, cancel := context.WithTimeout(ctx, noteBudget)
+	defer cancel()
+	return s.store.UpdateState(ctx, k.agent, func(st *store.State) error {
+		now := time.Now().UTC()
+		if st.FirstConnectedAt == nil {
+			st.FirstConnectedAt = &now
+		}
+		st.LastConnectedAt, st.DisconnectedAt = &now, nil
+		st.Link, st.APIVersion = k.id, version.String()
+		return nil
+	})
+}
+
+// alive records that an agent answered a probe, and ends a link whose token has ended.
+func (s *Server) alive(ctx context.Context, k *link, monitored bool) {
+	ctx, cancel := context.WithTimeout(ctx, noteBudget)
+	defer cancel()
+	t, err := s.store.TokenByHash(ctx, k.token)
+	if errors.Is(err, store.ErrNotFound) || err == nil && t.AgentID != k.agent {
+		k.end()
+		return
+	}
+	if !monitored {
+		return
+	}
+	err = s.store.UpdateState(ctx, k.agent, func(st *store.State) error {
+		if st.Link != k.id {
+			return errStale
+		}
+		now := time.Now().UTC()
+		st.LastConnectedAt = &now
+		return nil
+	})
+	if err != nil && !errors.Is(err, errStale) {
+		s.log.Warn("cannot record that an agent is alive", "agent", k.agent, "err", err)
+	}
+}
+
+// disconnected records that an agent's link is down, on a context of its own: the link's has ended.
+func (s *Server) disconnected(k *link) {
+	ctx, cancel := context.WithTimeout(context.Background(), noteBudget)
+	defer cancel()
+	err := s.store.UpdateState(ctx, k.agent, func(st *store.State) error {
+		if st.Link != k.id {
+			return errStale
+		}
+		now := time.Now().UTC()
+		st.DisconnectedAt = &now
+		return nil
+	})
+	if err != nil && !errors.Is(err, errStale) {
+		s.log.Warn("cannot record that an agent left", "agent", k.agent, "err", err)
+	}
+}
+
+// errStale stops a link from writing over what a newer one wrote.
+var errStale = errors.New("a newer link took over")

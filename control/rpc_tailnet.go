@@ -1,0 +1,46 @@
+package control
+
+import (
+	"context"
+
+	"github.com/berthd/berth/control/coordinator"
+	"github.com/berthd/berth/wire/tailnetpb"
+)
+
+// tailnetService answers one session's calls about the mesh.
+type tailnetService struct {
+	tailnetpb.DRPCTailnetUnimplementedServer // WorkspaceUpdates
+
+	*Server
+	peer coordinator.Peer
+	// token makes a resume token; nil for agents, whose identity on the mesh is their id.
+	token func() (*tailnetpb.RefreshResumeTokenResponse, error)
+}
+
+// Coordinate introduces the peer to others until either side ends the stream.
+func (t *tailnetService) Coordinate(stream tailnetpb.DRPCTailnet_CoordinateStream) error {
+	return t.coordinator.Serve(stream.Context(), t.peer, stream)
+}
+
+// StreamDERPMaps sends the relay map. It does not change while a server runs, so the stream then
+// stays open and silent.
+func (t *tailnetService) StreamDERPMaps(_ *tailnetpb.StreamDERPMapsRequest, stream tailnetpb.DRPCTailnet_StreamDERPMapsStream) error {
+	if err := stream.Send(t.relayMap.Proto()); err != nil {
+		return err
+	}
+	<-stream.Context().Done()
+	return nil
+}
+
+// PostTelemetry takes what clients tell of their connections; nothing is made of it.
+func (t *tailnetService) PostTelemetry(context.Context, *tailnetpb.TelemetryRequest) (*tailnetpb.TelemetryResponse, error) {
+	return &tailnetpb.TelemetryResponse{}, nil
+}
+
+// RefreshResumeToken gives a client what it needs to come back as the same peer.
+func (t *tailnetService) RefreshResumeToken(ctx context.Context, req *tailnetpb.RefreshResumeTokenRequest) (*tailnetpb.RefreshResumeTokenResponse, error) {
+	if t.token == nil {
+		return t.DRPCTailnetUnimplementedServer.RefreshResumeToken(ctx, req)
+	}
+	return t.token()
+}

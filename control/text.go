@@ -1,0 +1,129 @@
+package control
+
+import (
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// What programs in a workspace print is hostile input: it is shown in terminals and on pages of
+// people who did not run them.
+
+// unreadable stands for what is no text.
+const unreadable = "❌"
+
+// sgr matches an escape sequence that sets colours and weight, the only kind a log line keeps.
+var sgr = regexp.MustCompile(`^\x1b\[[0-9;:]*m`)
+
+// logText makes a line of output fit to be stored and shown: invalid UTF-8 and NUL become a visible
+// mark, as on stock servers. Of control characters only tab, carriage return and colour sequences
+// stay; the others move a reader's cursor, set his window title or write to his clipboard.
+func logText(line string) string {
+	line = strings.ReplaceAll(strings.ToValidUTF8(line, unreadable), "\x00", unreadable)
+	if !strings.ContainsFunc(line, isControl) {
+		return line
+	}
+	var b strings.Builder
+	b.Grow(len(line))
+	for i := 0; i < len(line); {
+		r, size := utf8.DecodeRuneInString(line[i:])
+		switch {
+		case !isControl(r):
+			b.WriteString(line[i : i+size])
+		case r == '\x1b':
+			if keep := sgr.FindString(line[i:]); keep != "" {
+				b.WriteString(keep)
+				size = len(keep)
+			} else {
+				size = escapeLength(line[i:])
+			}
+		}
+		i += size
+	}
+	return b.String()
+}
+
+func isControl(r rune) bool { return unicode.IsControl(r) && r != '\t' && r != '\r' }
+
+// escapeLength is how many bytes the escape sequence at the start of s takes: at least the escape
+// itself, at most all of s.
+func escapeLength(s string) int {
+	if len(s) < 2 {
+		return len(s)
+	}
+	switch s[1] {
+	case '[': // CSI: parameters, then one final byte
+		for i := 2; i < len(s); i++ {
+			if s[i] >= 0x40 && s[i] <= 0x7e {
+				return i + 1
+			}
+			if s[i] < 0x20 || s[i] > 0x7e {
+				return i
+			}
+		}
+		return len(s)
+	case ']', 'P', 'X', '^', '_': // strings, ended by BEL or ESC \
+		for i := 2; i < len(s); i++ {
+			if s[i] == '\a' {
+				return i + 1
+			}
+			if s[i] == '\x1b' && i+1 < len(s) && s[i+1] == '\\' {
+				return i + 2
+			}
+		}
+		return len(s)
+	}
+	if s[1] >= 0x20 && s[1] <= 0x7e {
+		return 2
+	}
+	return 1
+}
+
+// tag matches what a browser would take for markup.
+var tag = regexp.MustCompile(`<[/!?A-Za-z][^>]*>?`)
+
+// statusText makes the message of an app status one plain line: unescaped as a Go string if it is
+// one, without markup and escape sequences, white space collapsed.
+func statusText(message string) string {
+	message = strings.ToValidUTF8(message, "")
+	if plain, err := strconv.Unquote(`"` + message + `"`); err == nil {
+		message = strings.ToValidUTF8(plain, "")
+	}
+	// What remains after a tag is cut out may be a tag again.
+	for tag.MatchString(message) {
+		message = tag.ReplaceAllString(message, "")
+	}
+	var b strings.Builder
+	for i := 0; i < len(message); {
+		r, size := utf8.DecodeRuneInString(message[i:])
+		switch {
+		case r == '\x1b':
+			size = escapeLength(message[i:])
+		case unicode.IsSpace(r):
+			b.WriteByte(' ')
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		}
+		i += size
+	}
+	return strings.Join(strings.Fields(b.String()), " ")
+}
+
+// statusURI keeps a link that can be shown, and drops one that would run in the page that shows it.
+func statusURI(uri string) string {
+	uri = strings.TrimSpace(uri)
+	if !utf8.ValidString(uri) || strings.ContainsFunc(uri, unicode.IsControl) || len(uri) > maxURI {
+		return ""
+	}
+	scheme, _, _ := strings.Cut(strings.ToLower(uri), ":")
+	switch scheme {
+	case "javascript", "vbscript", "data":
+		return ""
+	}
+	return uri
+}
+
+// maxURI is what browsers take.
+const maxURI = 2048
