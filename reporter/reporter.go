@@ -69,7 +69,8 @@ type Reporter struct {
 	connections *lane[*agentpb.Connection]
 
 	progress broadcast
-	stop     chan struct{} // closed by Close
+	open     context.Context // ended by shut
+	shut     context.CancelFunc
 	syncing  sync.WaitGroup
 
 	delivering sync.Mutex // held by the one Deliver that runs
@@ -91,9 +92,10 @@ func Open(cfg Config) (*Reporter, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Reporter{log: cfg.Log, spool: spool, stop: make(chan struct{}), state: agentpb.Lifecycle_CREATED}
+	r := &Reporter{log: cfg.Log, spool: spool, state: agentpb.Lifecycle_CREATED}
+	r.open, r.shut = context.WithCancel(context.Background())
 	r.makeLanes(cfg)
-	r.syncing.Go(func() { spool.syncLoop(r.stop) })
+	r.syncing.Go(func() { spool.syncLoop(r.open.Done()) })
 	return r, nil
 }
 
@@ -242,18 +244,12 @@ func (r *Reporter) Flush(ctx context.Context) error {
 	}
 }
 
-// Close waits for a running Deliver to return, and fsyncs the spool. What was not delivered stays
-// there for the next Open. Writers fail from then on.
+// Close ends a running Deliver and fsyncs the spool. What was not delivered stays there for the
+// next Open. Writers fail from then on.
 func (r *Reporter) Close() error {
+	r.shut()
 	r.delivering.Lock()
 	defer r.delivering.Unlock()
-	r.mu.Lock()
-	select {
-	case <-r.stop:
-	default:
-		close(r.stop)
-	}
-	r.mu.Unlock()
 	r.syncing.Wait()
 	if err := r.spool.close(); err != nil {
 		return fmt.Errorf("cannot close the log spool: %w", err)
