@@ -61,8 +61,10 @@ func (e *encoder) sgr(s style, underline, wasUnderline color) {
 	e.str("\x1b[")
 	from := e.pen
 	if from.attr != s.attr {
-		e.str("0;")
-		from, wasUnderline = style{}, 0
+		if from.attr != 0 { // what is to go has no code of its own that all terminals know
+			e.str("0;")
+			from, wasUnderline = style{}, 0
+		}
 		e.attrs(s.attr)
 	}
 	if from.fg != s.fg {

@@ -1,0 +1,392 @@
+package ptyhost
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	handshakeTimeout = 10 * time.Second // for a client on this machine to say what it wants
+
+	// shutdownGrace is how long sessions are waited for once they were told to end: the time until they are killed, and a little.
+	shutdownGrace = hangupGrace + time.Second
+
+	// Ended sessions wait this long, and at most this many of them, for someone to be told how they ended.
+	keepEnded = 10 * time.Minute
+	maxEnded  = 32
+
+	maxName = 128
+)
+
+// HostConfig configures a [Host]. The zero value works.
+type HostConfig struct {
+	Log *slog.Logger // nil discards
+}
+
+// Host owns sessions and serves them to viewers.
+type Host struct {
+	log  *slog.Logger
+	stop chan struct{} // closed by a client's shutdown
+
+	mu       sync.Mutex
+	sessions map[string]*session // by id
+	conns    map[net.Conn]struct{}
+	stopped  bool // stop is closed
+	closing  bool // no new sessions
+	running  sync.WaitGroup
+}
+
+// NewHost returns a host without sessions.
+func NewHost(cfg HostConfig) *Host {
+	log := cfg.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Host{log: log, stop: make(chan struct{}), sessions: make(map[string]*session), conns: make(map[net.Conn]struct{})}
+}
+
+// Serve serves viewers on l, a listener of Unix sockets, until ctx is done or [Client.Shutdown] is called; it then ends every session, closes l and
+// returns nil. Connections of other users than our own and root are refused.
+func (h *Host) Serve(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failed := make(chan error, 1)
+	var serving sync.WaitGroup
+	serving.Go(func() { failed <- h.accept(ctx, l, &serving) })
+	var err error
+	select {
+	case <-ctx.Done():
+	case <-h.stop:
+	case err = <-failed:
+	}
+	h.endAll()
+	cancel()
+	l.Close()
+	h.mu.Lock()
+	for conn := range h.conns {
+		conn.Close()
+	}
+	h.mu.Unlock()
+	serving.Wait()
+	h.running.Wait()
+	return err
+}
+
+// accept serves connections until l is closed. Running out of descriptors is no reason to give up on sessions: it passes.
+func (h *Host) accept(ctx context.Context, l net.Listener, serving *sync.WaitGroup) error {
+	for {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+			serving.Go(func() { h.serve(conn) })
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("cannot serve terminals: %w", err)
+		default:
+			h.log.Warn("cannot accept a connection", "error", err)
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+}
+
+// endAll ends every session and waits until they are gone and their viewers told, within a bound.
+func (h *Host) endAll() {
+	h.mu.Lock()
+	h.closing = true
+	sessions := slices.Collect(maps.Values(h.sessions))
+	h.mu.Unlock()
+	for _, s := range sessions {
+		s.end("the terminal host was told to end")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownGrace)
+	defer cancel()
+	for _, s := range sessions {
+		if err := s.flush(ctx); err != nil {
+			h.log.Warn("leaving a session whose program or viewers do not end", "session", s.id)
+		}
+	}
+}
+
+func (h *Host) serve(conn net.Conn) {
+	h.mu.Lock()
+	h.conns[conn] = struct{}{}
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		delete(h.conns, conn)
+		h.mu.Unlock()
+		conn.Close()
+	}()
+	if err := h.handle(conn); err != nil && !gone(err) && !errors.Is(err, net.ErrClosed) {
+		h.log.Warn("ended a connection", "error", err)
+	}
+}
+
+// handle does the handshake and what the client asks for.
+func (h *Host) handle(conn net.Conn) error {
+	if err := checkPeer(conn); err != nil {
+		return err
+	}
+	if err := conn.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+		return err
+	}
+	r := bufio.NewReader(conn)
+	t, payload, err := readFrame(r, nil)
+	if err != nil {
+		return err
+	}
+	var hello helloMessage
+	if err := json.Unmarshal(payload, &hello); t != frameHello || err != nil || hello.Version < 1 {
+		return fmt.Errorf("%w: the client did not say hello", errFrame)
+	}
+	reply := appendJSON(nil, frameHello, helloMessage{Version: protocolVersion, PID: os.Getpid()})
+	for {
+		if t, payload, err = readFrame(r, payload); err != nil {
+			if gone(err) { // it only wanted to know whether we live
+				_, err = conn.Write(reply)
+			}
+			return err
+		}
+		switch t {
+		case frameAttach:
+			return h.attach(conn, r, reply, payload)
+		case frameList:
+			_, err := conn.Write(appendJSON(reply, frameSessions, h.list()))
+			return err
+		case frameKill:
+			return h.kill(conn, reply, payload)
+		case frameShutdown:
+			return h.shutdown(conn, r, reply)
+		}
+	}
+}
+
+func peer(fd int) (*unix.Ucred, error) {
+	return unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+}
+
+// checkPeer refuses other users, should the socket's permissions ever not.
+func checkPeer(conn net.Conn) error {
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		return fmt.Errorf("cannot serve %T: terminals are served on Unix sockets only", conn)
+	}
+	raw, err := unixConn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	if cerr := raw.Control(func(fd uintptr) { cred, err = peer(int(fd)) }); cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return fmt.Errorf("cannot tell who connects: %w", err)
+	}
+	if uid := int(cred.Uid); uid != 0 && uid != os.Getuid() {
+		return fmt.Errorf("refused user %d: these terminals belong to user %d", uid, os.Getuid())
+	}
+	return nil
+}
+
+func (h *Host) attach(conn net.Conn, r *bufio.Reader, reply, payload []byte) error {
+	var req AttachRequest
+	if err := json.Unmarshal(payload, &req); err != nil {
+		return h.refuse(conn, reply, fmt.Errorf("%w: %v", errFrame, err))
+	}
+	s, created, err := h.session(req)
+	if err != nil {
+		return h.refuse(conn, reply, err)
+	}
+	v := s.attach(conn, req)
+	if _, err := conn.Write(appendJSON(reply, frameAttached, attachedMessage{Info: s.info(), Created: created})); err != nil {
+		close(v.gone)
+		h.leave(s, v, false)
+		return err
+	}
+	s.confirm()
+	conn.SetDeadline(time.Time{}) // fails only on a closed connection, as the next read will
+	sent := make(chan error, 1)
+	go func() {
+		err := v.send()
+		sent <- err
+		conn.Close() // frees the reader below
+	}()
+	err = v.receive(r)
+	conn.Close()
+	close(v.gone)
+	sendErr := <-sent
+	h.leave(s, v, sendErr == nil)
+	if sendErr == nil {
+		return nil // the session ended and the viewer knows
+	}
+	return err
+}
+
+func (h *Host) refuse(conn net.Conn, reply []byte, why error) error {
+	h.log.Info("refused a request", "error", why)
+	_, err := conn.Write(appendError(reply, why))
+	return err
+}
+
+// leave detaches v and forgets the session if that was all that kept it.
+func (h *Host) leave(s *session, v *viewer, told bool) {
+	s.detach(v, told)
+	if s.over() {
+		h.forget(s)
+	}
+}
+
+func (h *Host) forget(s *session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sessions[s.id] == s {
+		delete(h.sessions, s.id)
+	}
+}
+
+// session finds the session a request names, or starts it.
+func (h *Host) session(req AttachRequest) (s *session, created bool, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.find(req.ID); s != nil {
+		return s, false, nil
+	}
+	switch {
+	case req.Create == nil:
+		return nil, false, fmt.Errorf("%w: %q has ended or never was", ErrNoSession, req.ID)
+	case h.closing:
+		return nil, false, fmt.Errorf("%w: the terminal host is shutting down", ErrStart)
+	case len(req.Create.Name) > maxName:
+		return nil, false, fmt.Errorf("%w: the session's name is longer than %d bytes", ErrStart, maxName)
+	case req.Create.Name != "" && h.find(req.Create.Name) != nil:
+		return nil, false, fmt.Errorf("%w: a session named %q exists already", ErrStart, req.Create.Name)
+	}
+	id, err := uuid.Parse(req.ID)
+	if err != nil {
+		if req.Create.Name == "" {
+			req.Create.Name = req.ID
+		}
+		if len(req.ID) > maxName {
+			return nil, false, fmt.Errorf("%w: the session's name is longer than %d bytes", ErrStart, maxName)
+		}
+		id = uuid.New()
+	}
+	s, err = newSession(id.String(), *req.Create, req.Size, h.log)
+	if err != nil {
+		return nil, false, err
+	}
+	h.sessions[s.id] = s
+	h.running.Go(func() {
+		s.run()
+		h.retire(s)
+	})
+	return s, true, nil
+}
+
+// retire keeps an ended session for a while if nobody was there to see its end.
+func (h *Host) retire(s *session) {
+	if s.over() {
+		h.forget(s)
+		return
+	}
+	time.AfterFunc(keepEnded, func() { h.forget(s) })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var ended []SessionInfo
+	for _, s := range h.sessions {
+		if info := s.info(); info.Exited != nil && info.Viewers == 0 {
+			ended = append(ended, info)
+		}
+	}
+	slices.SortFunc(ended, func(a, b SessionInfo) int { return a.LastActive.Compare(b.LastActive) })
+	for _, info := range ended[:max(0, len(ended)-maxEnded)] {
+		delete(h.sessions, info.ID)
+	}
+}
+
+// find looks a session up by id or name. The lock is held.
+func (h *Host) find(id string) *session {
+	if id == "" {
+		return nil
+	}
+	if parsed, err := uuid.Parse(id); err == nil {
+		if s := h.sessions[parsed.String()]; s != nil {
+			return s
+		}
+	}
+	for _, s := range h.sessions {
+		if s.req.Name == id {
+			return s
+		}
+	}
+	return nil
+}
+
+func (h *Host) list() []SessionInfo {
+	h.mu.Lock()
+	sessions := slices.Collect(maps.Values(h.sessions))
+	h.mu.Unlock()
+	infos := make([]SessionInfo, 0, len(sessions))
+	for _, s := range sessions {
+		infos = append(infos, s.info())
+	}
+	slices.SortFunc(infos, func(a, b SessionInfo) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
+	return infos
+}
+
+func (h *Host) kill(conn net.Conn, reply, payload []byte) error {
+	var m killMessage
+	if err := json.Unmarshal(payload, &m); err != nil {
+		return h.refuse(conn, reply, fmt.Errorf("%w: %v", errFrame, err))
+	}
+	h.mu.Lock()
+	s := h.find(m.ID)
+	h.mu.Unlock()
+	if s == nil {
+		return h.refuse(conn, reply, fmt.Errorf("%w: %q has ended or never was", ErrNoSession, m.ID))
+	}
+	if m.Signal == "" {
+		s.end("it was closed on request")
+	} else if err := s.signal(m.Signal); err != nil {
+		return h.refuse(conn, reply, err)
+	}
+	_, err := conn.Write(appendFrame(reply, frameDone, nil))
+	return err
+}
+
+// shutdown makes Serve return, and holds the connection until it does: its end is how the client knows.
+func (h *Host) shutdown(conn net.Conn, r *bufio.Reader, reply []byte) error {
+	if _, err := conn.Write(appendFrame(reply, frameDone, nil)); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	if !h.stopped {
+		h.stopped = true
+		close(h.stop)
+	}
+	h.mu.Unlock()
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	_, err := r.ReadByte()
+	return err
+}

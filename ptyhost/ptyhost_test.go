@@ -1,0 +1,472 @@
+package ptyhost
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// TestByteForByte wants the creator of a session to get exactly what the program wrote.
+func TestByteForByte(t *testing.T) {
+	c := startTestHost(t)
+	for _, raw := range []bool{false, true} {
+		a := attach(t, c, AttachRequest{Create: shell(`stty -opost; printf 'a\033[31mb\377\000\033]2;t'; sleep 0.02; printf '\007\303\251end\n'; exit 7`), Raw: raw})
+		if !a.Created() {
+			t.Error("the session was not created")
+		}
+		if got, want := readAll(t, a), "a\x1b[31mb\xff\x00\x1b]2;t\aéend\n"; got != want {
+			t.Errorf("raw=%t: read %q, want %q", raw, got, want)
+		}
+		wantExit(t, a, ExitStatus{Code: 7})
+	}
+}
+
+func TestBulk(t *testing.T) {
+	c := startTestHost(t)
+	a := attach(t, c, AttachRequest{Create: shell(`stty -opost; seq 1 200000`), Raw: true})
+	var want bytes.Buffer
+	for i := 1; i <= 200_000; i++ {
+		fmt.Fprintln(&want, i)
+	}
+	if got := readAll(t, a); got != want.String() {
+		t.Errorf("read %d bytes, want %d exactly", len(got), want.Len())
+	}
+	wantExit(t, a, ExitStatus{})
+}
+
+func TestExitStatus(t *testing.T) {
+	c := startTestHost(t)
+	for script, want := range map[string]ExitStatus{
+		"exit 3":        {Code: 3},
+		"kill -9 $$":    {Code: 137, Signal: "KILL"},
+		"kill -TERM $$": {Code: 143, Signal: "TERM"},
+		// Something else keeps the terminal open, and still the end is the program's.
+		"trap '' HUP; sleep 60 & echo started; exit 4": {Code: 4},
+	} {
+		a := attach(t, c, AttachRequest{Create: shell(script)})
+		out := readAll(t, a)
+		wantExit(t, a, want)
+		if strings.Contains(script, "started") && out != "started\r\n" {
+			t.Errorf("%s: read %q", script, out)
+		}
+	}
+}
+
+func TestReattach(t *testing.T) {
+	c := startTestHost(t)
+	id := uuid.NewString()
+	first := watch(t, attach(t, c, AttachRequest{ID: id, Create: shell(`printf '\033]2;my title\007\033[1;32mgreen\033[m '; read line; echo "got $line"; exit 5`)}))
+	first.expect(t, "green")
+	first.Close()
+	eventually(t, "no viewers", func() bool { return listed(t, c, id).Viewers == 0 })
+	info := listed(t, c, id)
+	if info.Title != "my title" || info.Size != (Size{24, 80}) || info.PID == 0 || info.Exited != nil {
+		t.Errorf("listed as %+v", info)
+	}
+	second := watch(t, attach(t, c, AttachRequest{ID: strings.ToUpper(id)}))
+	if second.Created() {
+		t.Error("a second attach made a new session")
+	}
+	second.expect(t, "\x1b[1;32mgreen")
+	second.expect(t, "\x1b]2;my title")
+	if _, err := second.Write([]byte("hello\r")); err != nil {
+		t.Fatal(err)
+	}
+	second.expect(t, "got hello")
+	wantExit(t, second.Attachment, ExitStatus{Code: 5})
+	if _, err := c.Attach(testContext(t), AttachRequest{ID: id}); !errors.Is(err, ErrNoSession) {
+		t.Errorf("attach after the end: %v, want ErrNoSession", err)
+	}
+}
+
+// TestEndUnseen wants the last screen and the status kept for whoever comes next, once.
+func TestEndUnseen(t *testing.T) {
+	c := startTestHost(t)
+	id := uuid.NewString()
+	a := watch(t, attach(t, c, AttachRequest{ID: id, Create: shell(`echo ready; read x; echo last words; exit 9`)}))
+	a.expect(t, "ready")
+	fmt.Fprint(a, "x") // no line yet
+	a.Close()
+	eventually(t, "no viewers", func() bool { return listed(t, c, id).Viewers == 0 })
+	if err := c.Kill(testContext(t), id, "KILL"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "ended", func() bool { return listed(t, c, id).Exited != nil })
+	late := attach(t, c, AttachRequest{ID: id, Create: shell("echo new")})
+	if out := readAll(t, late); !strings.Contains(out, "ready") {
+		t.Errorf("the last screen is %q", out)
+	}
+	wantExit(t, late, ExitStatus{Code: 137, Signal: "KILL"})
+	eventually(t, "forgotten", func() bool {
+		_, err := c.Attach(testContext(t), AttachRequest{ID: id})
+		return errors.Is(err, ErrNoSession)
+	})
+}
+
+func listed(t testing.TB, c *Client, id string) SessionInfo {
+	t.Helper()
+	infos, err := c.List(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, info := range infos {
+		if info.ID == id || info.Name == id {
+			return info
+		}
+	}
+	t.Fatalf("session %s is not listed: %+v", id, infos)
+	return SessionInfo{}
+}
+
+func TestNames(t *testing.T) {
+	c := startTestHost(t)
+	a := attach(t, c, AttachRequest{ID: "build", Create: shell("read x")})
+	if name := a.Info().Name; name != "build" {
+		t.Errorf("named %q", name)
+	}
+	b := attach(t, c, AttachRequest{ID: "build"})
+	if b.Info().ID != a.Info().ID {
+		t.Error("the name led to another session")
+	}
+	if _, err := c.Attach(testContext(t), AttachRequest{ID: uuid.NewString(), Create: &CreateRequest{Name: "build", Argv: []string{"sh"}, Env: testEnv}}); !errors.Is(err, ErrStart) {
+		t.Errorf("a second session of the same name: %v", err)
+	}
+}
+
+func TestStartErrors(t *testing.T) {
+	c := startTestHost(t)
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, []byte("no program"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		create *CreateRequest
+		want   string
+	}{
+		"no session":  {nil, `no such terminal session: ".*" has ended or never was`},
+		"no argv":     {&CreateRequest{}, "no program was named"},
+		"no program":  {&CreateRequest{Argv: []string{"/no/zsh"}}, "/no/zsh does not exist"},
+		"not in PATH": {&CreateRequest{Argv: []string{"nosuch"}, Env: testEnv}, "nosuch is not in the session's PATH"},
+		"no dir":      {&CreateRequest{Argv: []string{"/bin/sh"}, Dir: "/no/dir"}, "the directory /no/dir does not exist"},
+		"dir is file": {&CreateRequest{Argv: []string{"/bin/sh"}, Dir: text}, "is not a directory"},
+		"no exec":     {&CreateRequest{Argv: []string{"/etc/passwd"}}, "/etc/passwd may not be executed"},
+		"no format":   {&CreateRequest{Argv: []string{text}}, "is not a program this machine can run"},
+		"long name":   {&CreateRequest{Name: strings.Repeat("n", 200), Argv: []string{"/bin/sh"}}, "name is longer than 128 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := c.Attach(testContext(t), AttachRequest{ID: uuid.NewString(), Create: tc.create})
+			if err == nil || !regexp.MustCompile(tc.want).MatchString(err.Error()) {
+				t.Fatalf("error %v, want one that matches %q", err, tc.want)
+			}
+			if want := map[bool]error{true: ErrNoSession, false: ErrStart}[tc.create == nil]; !errors.Is(err, want) {
+				t.Errorf("%v is not %v", err, want)
+			}
+		})
+	}
+	infos, err := c.List(testContext(t))
+	if err != nil || len(infos) != 0 {
+		t.Errorf("left behind: %+v, %v", infos, err)
+	}
+}
+
+func TestSizes(t *testing.T) {
+	c := startTestHost(t)
+	id := uuid.NewString()
+	// SIGWINCH interrupts read in dash, whose loop then prints the new size.
+	script := `stty -echo; trap 'stty size' WINCH; stty size; while :; do read x && echo "read $x"; done`
+	a := watch(t, attach(t, c, AttachRequest{ID: id, Create: &CreateRequest{Argv: []string{"/bin/bash", "-c", script}, Env: testEnv}, Size: Size{30, 100}}))
+	a.expect(t, "30 100\r\n")
+	if err := a.Resize(Size{31, 101}); err != nil {
+		t.Fatal(err)
+	}
+	a.expect(t, "31 101\r\n")
+
+	b := watch(t, attach(t, c, AttachRequest{ID: id, Size: Size{20, 60}}))
+	if err := b.Resize(Size{21, 61}); err != nil {
+		t.Fatal(err)
+	}
+	readOnly := watch(t, attach(t, c, AttachRequest{ID: id, Size: Size{5, 5}, ReadOnly: true}))
+	fmt.Fprintln(readOnly, "ignored")
+	fmt.Fprintln(a, "mine")
+	a.expect(t, "read mine")
+	if size := listed(t, c, id).Size; size != (Size{31, 101}) {
+		t.Errorf("a viewer that did not type made the size %v", size)
+	}
+	fmt.Fprintln(b, "now me")
+	b.expect(t, "read now me")
+	eventually(t, "the typist's size", func() bool { return listed(t, c, id).Size == (Size{21, 61}) })
+	b.Close()
+	eventually(t, "the size of who is left", func() bool { return listed(t, c, id).Size == (Size{31, 101}) })
+	if out, _ := a.output(); bytes.Contains(out, []byte("ignored")) {
+		t.Error("a read-only viewer typed")
+	}
+	if err := a.Resize(Size{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a size for an unknown one", func() bool { return listed(t, c, id).Size == (Size{24, 80}) })
+	if err := a.Resize(Size{65535, 65535}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a bounded size", func() bool { return listed(t, c, id).Size == (Size{MaxRows, MaxCols}) })
+}
+
+// TestCtrlC floods a viewer that reads slowly, and wants Ctrl-C to be felt.
+func TestCtrlC(t *testing.T) {
+	c := startTestHost(t)
+	for _, raw := range []bool{false, true} {
+		a := attach(t, c, AttachRequest{Create: &CreateRequest{Argv: []string{"/bin/bash", "-c", "trap 'echo STOPPED; exit 6' INT; yes"}, Env: testEnv}, Raw: raw})
+		if _, err := io.ReadFull(a, make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Write([]byte{3}); err != nil {
+			t.Fatal(err)
+		}
+		// All that was under way when Ctrl-C was typed is bounded.
+		rest := readAll(t, a)
+		if !strings.Contains(rest, "STOPPED") {
+			t.Errorf("raw=%t: no end after Ctrl-C: %q", raw, tail([]byte(rest)))
+		}
+		if len(rest) > 2<<20 {
+			t.Errorf("raw=%t: %d bytes came after Ctrl-C", raw, len(rest))
+		}
+		wantExit(t, a, ExitStatus{Code: 6})
+	}
+}
+
+// TestSlowViewer wants a viewer that does not read to hold up neither the program nor another viewer, and to see the screen as it is when it reads.
+func TestSlowViewer(t *testing.T) {
+	c := startTestHost(t)
+	id := uuid.NewString()
+	fast := watch(t, attach(t, c, AttachRequest{ID: id, Create: shell(`read x; seq 1 300000; printf '\033]2;done\007'; read x`)}))
+	slow := attach(t, c, AttachRequest{ID: id})
+	fmt.Fprintln(fast)
+	fast.expect(t, "\r\n300000\r\n")
+	eventually(t, "the title", func() bool { return listed(t, c, id).Title == "done" })
+
+	w := watch(t, slow)
+	w.expect(t, "\x1b]2;done\x1b\\")
+	out, _ := w.output()
+	if len(out) > 1<<20 {
+		t.Errorf("the slow viewer was sent %d bytes", len(out))
+	}
+	if !bytes.Contains(out, []byte("\r\n300000\r\n")) || !bytes.Contains(out, []byte("299500\r\n")) {
+		t.Errorf("the slow viewer misses recent lines: %q", tail(out))
+	}
+}
+
+// TestRawViewerHoldsProgram wants every byte for a raw viewer that is slow, while another viewer watches.
+func TestRawViewerHoldsProgram(t *testing.T) {
+	c := startTestHost(t)
+	id := uuid.NewString()
+	raw := attach(t, c, AttachRequest{ID: id, Raw: true, Create: shell(`stty -opost -echo; read x; seq 1 200000; echo end; read x`)})
+	other := watch(t, attach(t, c, AttachRequest{ID: id}))
+	fmt.Fprintln(other)
+	other.expect(t, "\n100\n")
+	if out, _ := other.output(); bytes.Contains(out, []byte("end\n")) {
+		t.Error("the program did not wait for the raw viewer")
+	}
+	w := watch(t, raw)
+	w.expect(t, "\nend\n")
+	var want bytes.Buffer
+	for i := 1; i <= 200_000; i++ {
+		fmt.Fprintln(&want, i)
+	}
+	if out, _ := w.output(); !bytes.Contains(out, want.Bytes()) {
+		t.Error("the raw viewer did not get every byte")
+	}
+	other.expect(t, "end\n")
+}
+
+// TestStuckInput wants sizes, signals and leaving to get through while the program reads nothing and its input is full.
+func TestStuckInput(t *testing.T) {
+	c := startTestHost(t)
+	a := watch(t, attach(t, c, AttachRequest{Create: &CreateRequest{Argv: []string{"/bin/bash", "-c", "stty raw -echo; trap 'stty size' WINCH; echo ready; while :; do sleep 0.01; done"}, Env: testEnv, KillOnDetach: true}}))
+	a.expect(t, "ready")
+	typed := make(chan error, 1)
+	go func() {
+		_, err := a.Write(bytes.Repeat([]byte("x"), 1<<20))
+		typed <- err
+	}()
+	eventually(t, "a full window", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.room == 0
+	})
+	if err := a.Resize(Size{11, 22}); err != nil {
+		t.Fatal(err)
+	}
+	a.expect(t, "11 22")
+	if err := a.Signal("KILL"); err != nil {
+		t.Fatal(err)
+	}
+	wantExit(t, a.Attachment, ExitStatus{Code: 137, Signal: "KILL"})
+	if err := <-typed; err == nil {
+		t.Error("the write of what nobody read succeeded")
+	}
+}
+
+func TestModes(t *testing.T) {
+	c := startTestHost(t)
+	create := shell("stty -a")
+	create.Modes = map[uint8]uint32{1: 7, 53: 0, 72: 0, 3: 255, 199: 1}
+	a := attach(t, c, AttachRequest{Create: create})
+	out := readAll(t, a)
+	for _, want := range []string{"intr = ^G;", "-echo ", "-onlcr", "erase = <undef>;", "iutf8", "rows 24; columns 80"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("stty does not say %q:\n%s", want, out)
+		}
+	}
+}
+
+func TestIdle(t *testing.T) {
+	c := startTestHost(t)
+	id := uuid.NewString()
+	create := shell("echo up; read x")
+	create.IdleTimeout = 50 * time.Millisecond
+	a := watch(t, attach(t, c, AttachRequest{ID: id, Create: create}))
+	a.expect(t, "up")
+	a.Close()
+	eventually(t, "ended", func() bool { return listed(t, c, id).Exited != nil })
+	late := attach(t, c, AttachRequest{ID: id})
+	readAll(t, late)
+	wantExit(t, late, ExitStatus{Code: 129, Signal: "HUP", Reason: "nobody was attached to it for 50ms"})
+}
+
+func TestKillOnDetach(t *testing.T) {
+	c := startTestHost(t)
+	// The child ignores being hung up and must be killed.
+	create := shell("trap '' HUP; echo $$; while :; do sleep 0.1; done")
+	create.KillOnDetach = true
+	a := watch(t, attach(t, c, AttachRequest{Create: create}))
+	a.expect(t, "\r\n")
+	pid := a.Info().PID
+	a.Close()
+	eventually(t, "the program is dead and reaped", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) })
+}
+
+func TestKill(t *testing.T) {
+	c := startTestHost(t)
+	a := watch(t, attach(t, c, AttachRequest{Create: shell("echo up; sleep 60")}))
+	a.expect(t, "up")
+	if err := c.Kill(testContext(t), a.Info().ID, ""); err != nil {
+		t.Fatal(err)
+	}
+	wantExit(t, a.Attachment, ExitStatus{Code: 129, Signal: "HUP", Reason: "it was closed on request"})
+	if err := c.Kill(testContext(t), "nobody", "TERM"); !errors.Is(err, ErrNoSession) {
+		t.Errorf("kill of nobody: %v", err)
+	}
+}
+
+func TestClose(t *testing.T) {
+	c := startTestHost(t)
+	a := attach(t, c, AttachRequest{Create: shell("read x")})
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Close(); !isClosed(err) {
+		t.Errorf("second Close: %v", err)
+	}
+	if _, err := a.Read(make([]byte, 1)); !isClosed(err) {
+		t.Errorf("Read: %v", err)
+	}
+	if _, err := a.Write([]byte("x")); !isClosed(err) {
+		t.Errorf("Write: %v", err)
+	}
+	if _, err := a.Wait(); !isClosed(err) {
+		t.Errorf("Wait: %v", err)
+	}
+}
+
+// TestNoLeaks opens and closes many terminals and wants nothing left of them.
+func TestNoLeaks(t *testing.T) {
+	c := startTestHost(t)
+	round := func() {
+		a := attach(t, c, AttachRequest{Create: shell("echo hello")})
+		readAll(t, a)
+		a.Close()
+	}
+	round()
+	eventually(t, "the first session is forgotten", func() bool { return len(mustList(t, c)) == 0 })
+	fds, ptys, routines := count(t, "/proc/self/fd"), count(t, "/dev/pts"), runtime.NumGoroutine()
+	for range 200 {
+		round()
+	}
+	eventually(t, "every session is forgotten", func() bool { return len(mustList(t, c)) == 0 })
+	eventually(t, "descriptors, terminals and goroutines are as before", func() bool {
+		return count(t, "/proc/self/fd") <= fds && count(t, "/dev/pts") <= ptys+5 && runtime.NumGoroutine() <= routines
+	})
+	// Other tests' children are not ours to reap; a zombie of a shell is.
+	out, err := exec.Command("ps", "-o", "stat=", "--ppid", fmt.Sprint(os.Getpid())).Output()
+	if err == nil && strings.Contains(string(out), "Z") {
+		t.Errorf("zombies are left:\n%s", out)
+	}
+}
+
+func mustList(t testing.TB, c *Client) []SessionInfo {
+	t.Helper()
+	infos, err := c.List(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return infos
+}
+
+func count(t testing.TB, dir string) int {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// BenchmarkBulk compares output through the host, with its screen, to a loop that only reads a PTY.
+func BenchmarkBulk(b *testing.B) {
+	const size = 20 << 20
+	file := filepath.Join(b.TempDir(), "bulk")
+	line := []byte("the quick brown fox jumps over the lazy dog 0123456789 abcdefghijklmnop\n")
+	if err := os.WriteFile(file, bytes.Repeat(line, size/len(line)), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	create := &CreateRequest{Argv: []string{"/bin/cat", file}, Env: testEnv}
+	b.Run("bare", func(b *testing.B) {
+		b.SetBytes(size)
+		buf := make([]byte, 64<<10)
+		for b.Loop() {
+			tty, err := start(create, Size{24, 80})
+			if err != nil {
+				b.Fatal(err)
+			}
+			for err == nil {
+				_, err = tty.master.Read(buf)
+			}
+			tty.master.Close()
+			tty.cmd.Wait()
+		}
+	})
+	for _, raw := range []bool{false, true} {
+		b.Run(fmt.Sprintf("host/raw=%t", raw), func(b *testing.B) {
+			c := startTestHost(b)
+			b.SetBytes(size)
+			for b.Loop() {
+				a := attach(b, c, AttachRequest{Create: create, Raw: raw})
+				if _, err := io.Copy(io.Discard, a); err != nil {
+					b.Fatal(err)
+				}
+				a.Close()
+			}
+		})
+	}
+}

@@ -1,0 +1,447 @@
+package ptyhost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/ptyhost/screen"
+)
+
+const (
+	neverAttached = 30 * time.Second // life of a session whose creator left before it was told of it
+
+	// exitGrace is how long output is awaited after the program's own end while something it started keeps the terminal open.
+	exitGrace = 100 * time.Millisecond
+	// exitBytes is how much of such output is kept: more than the kernel buffers, so all that came before the end is among it.
+	exitBytes = 256 << 10
+
+	readSize = 16 << 10 // Linux gives at most 4 KiB per read of a terminal today
+
+	hangupGrace = 3 * time.Second // between hanging a session up and killing it
+)
+
+// session is one program on one terminal. It outlives its viewers.
+type session struct {
+	id   string
+	req  CreateRequest
+	tty  *terminal
+	log  *slog.Logger
+	done chan struct{} // closed when the program ended and its output was read
+
+	created time.Time
+	room    chan struct{} // has room for one: a raw viewer that was full is not any more
+	typing  chan struct{} // has room for one: there is input to write
+
+	mu         sync.Mutex // guards what follows, and with it orders snapshots and output
+	screen     *screen.Terminal
+	size       Size
+	viewers    map[*viewer]struct{}
+	active     *viewer // whose size the terminal has
+	events     uint64
+	inputs     []input
+	lastActive time.Time
+	attached   bool // some viewer was told that it is attached
+	told       bool // some viewer was told how the program ended
+	reaped     bool // the program's process id may belong to someone else
+	reason     string
+	kill       *time.Timer
+	exit       *ExitStatus
+	idle       *time.Timer
+}
+
+// input is what one viewer typed, waiting for the program to read it.
+type input struct {
+	from *viewer
+	data []byte
+}
+
+func newSession(id string, req CreateRequest, size Size, log *slog.Logger) (*session, error) {
+	size = size.clamped()
+	tty, err := start(&req, size)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	s := &session{
+		id: id, req: req, tty: tty, log: log.With("session", id),
+		done: make(chan struct{}), room: make(chan struct{}, 1), typing: make(chan struct{}, 1),
+		created: now, lastActive: now,
+		screen: screen.New(screen.Config{Rows: int(size.Rows), Cols: int(size.Cols)}), size: size,
+		viewers: make(map[*viewer]struct{}),
+	}
+	s.log.Info("started", "pid", tty.cmd.Process.Pid, "program", req.Argv[0])
+	return s, nil
+}
+
+// run carries the session from its start to the end of its program.
+func (s *session) run() {
+	var wg sync.WaitGroup
+	status := make(chan ExitStatus, 1)
+	wg.Go(func() { status <- s.wait() })
+	stopped := make(chan struct{})
+	wg.Go(func() { s.write(stopped) })
+	s.read()
+	// The end of output is not the end of the program: it may have closed its terminal and gone on.
+	exit := <-status
+	close(stopped)
+	s.tty.master.Close()
+	wg.Wait()
+
+	s.mu.Lock()
+	exit.Reason = s.reason
+	s.exit = &exit
+	for _, timer := range []*time.Timer{s.idle, s.kill} {
+		if timer != nil {
+			timer.Stop()
+		}
+	}
+	for v := range s.viewers {
+		v.wake()
+	}
+	s.mu.Unlock()
+	s.log.Info("ended", "code", exit.Code, "signal", exit.Signal, "reason", exit.Reason)
+	close(s.done)
+}
+
+// wait reaps the program and then lets reading end even if something else keeps the terminal open.
+func (s *session) wait() ExitStatus {
+	err := s.tty.cmd.Wait()
+	s.mu.Lock()
+	s.reaped = true
+	s.mu.Unlock()
+	s.tty.master.SetReadDeadline(time.Now().Add(exitGrace))
+	var failed interface{ ExitCode() int }
+	if err != nil && !errors.As(err, &failed) {
+		s.log.Warn("cannot learn how the program ended", "error", err)
+		return ExitStatus{Code: 255}
+	}
+	ws := s.tty.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if ws.Signaled() {
+		return ExitStatus{Code: 128 + int(ws.Signal()), Signal: strings.TrimPrefix(unix.SignalName(ws.Signal()), "SIG")}
+	}
+	return ExitStatus{Code: ws.ExitStatus()}
+}
+
+// read takes in output until the last process let go of the terminal (EIO), or until shortly after the program's end.
+func (s *session) read() {
+	buf := make([]byte, readSize)
+	left := exitBytes
+	for {
+		n, err := s.tty.master.Read(buf)
+		if n > 0 {
+			s.output(buf[:n])
+		}
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			// The program is gone. What it wrote before is still to be read, but there may be someone else who writes for ever.
+			for left > 0 && s.tty.readable() {
+				s.tty.master.SetReadDeadline(time.Time{})
+				n, err := s.tty.master.Read(buf)
+				s.output(buf[:n])
+				left -= n
+				if err != nil {
+					return
+				}
+			}
+			return
+		case err != nil:
+			return
+		}
+	}
+}
+
+// output shows p to the screen and to every viewer, and then waits for raw viewers that are full.
+func (s *session) output(p []byte) {
+	s.mu.Lock()
+	lines := s.screen.Lines()
+	s.screen.Write(p)
+	s.lastActive = time.Now()
+	var slow []*viewer
+	for v := range s.viewers {
+		v.offer(p, lines)
+		if v.full() {
+			slow = append(slow, v)
+		}
+	}
+	s.mu.Unlock()
+	for _, v := range slow {
+		s.await(v)
+	}
+}
+
+// await returns when v takes output again or has left.
+func (s *session) await(v *viewer) {
+	for {
+		s.mu.Lock()
+		full := v.full()
+		s.mu.Unlock()
+		if !full {
+			return
+		}
+		select {
+		case <-s.room:
+		case <-v.gone:
+			return
+		}
+	}
+}
+
+func (s *session) makeRoom() {
+	select {
+	case s.room <- struct{}{}:
+	default:
+	}
+}
+
+// write passes input on to the program, at the pace at which it reads.
+func (s *session) write(stopped <-chan struct{}) {
+	for {
+		select {
+		case <-s.typing:
+		case <-stopped:
+			return
+		}
+		for {
+			s.mu.Lock()
+			if len(s.inputs) == 0 {
+				s.mu.Unlock()
+				break
+			}
+			in := s.inputs[0]
+			s.inputs = s.inputs[1:]
+			s.mu.Unlock()
+			if _, err := s.tty.master.Write(in.data); err != nil {
+				return
+			}
+			s.mu.Lock()
+			in.from.queued -= len(in.data)
+			in.from.acks += len(in.data)
+			in.from.wake()
+			s.mu.Unlock()
+		}
+	}
+}
+
+// attach adds a viewer. What it sees begins with a snapshot taken under the same lock under which all later output reaches it.
+func (s *session) attach(conn net.Conn, req AttachRequest) *viewer {
+	v := &viewer{
+		session: s, conn: conn, raw: req.Raw, readOnly: req.ReadOnly, size: req.Size.clamped(),
+		ready: make(chan struct{}, 1), gone: make(chan struct{}),
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.idle != nil {
+		s.idle.Stop()
+		s.idle = nil
+	}
+	s.viewers[v] = struct{}{}
+	if s.active == nil && !v.readOnly {
+		s.activate(v)
+	}
+	v.out = s.screen.Snapshot(v.view(0))
+	v.wake()
+	return v
+}
+
+// confirm notes that a viewer knows it is attached.
+func (s *session) confirm() {
+	s.mu.Lock()
+	s.attached = true
+	s.mu.Unlock()
+}
+
+// detach removes a viewer. told says whether it was told how the program ended.
+func (s *session) detach(v *viewer, told bool) {
+	s.mu.Lock()
+	delete(s.viewers, v)
+	s.told = s.told || told
+	if s.active == v {
+		s.active = nil
+		for other := range s.viewers {
+			if !other.readOnly && (s.active == nil || other.typed > s.active.typed) {
+				s.active = other
+			}
+		}
+		if s.active != nil {
+			s.activate(s.active)
+		}
+	}
+	last := len(s.viewers) == 0
+	if last && s.exit == nil {
+		s.startIdle()
+	}
+	s.mu.Unlock()
+	if last && s.req.KillOnDetach {
+		s.end("the connection it belonged to was closed")
+	}
+}
+
+// flush waits until the session has ended and its viewers were told.
+func (s *session) flush(ctx context.Context) error {
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	s.mu.Lock()
+	viewers := slices.Collect(maps.Keys(s.viewers))
+	s.mu.Unlock()
+	for _, v := range viewers {
+		select {
+		case <-v.gone:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// over reports whether nobody needs the session any more: it ended, someone was told how, and all have left.
+func (s *session) over() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.exit != nil && s.told && len(s.viewers) == 0
+}
+
+// startIdle arms the timer that ends a session nobody comes back to. The session's lock is held.
+func (s *session) startIdle() {
+	d := s.req.IdleTimeout
+	if d <= 0 {
+		return
+	}
+	if !s.attached {
+		d = min(d, neverAttached)
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(d, func() {
+		s.mu.Lock()
+		due := s.idle == timer && len(s.viewers) == 0 && s.exit == nil
+		s.mu.Unlock()
+		if due {
+			s.end(fmt.Sprintf("nobody was attached to it for %v", d))
+		}
+	})
+	s.idle = timer
+}
+
+// activate gives the terminal v's size. The session's lock is held, so no output comes between the screen's change and the program's.
+func (s *session) activate(v *viewer) {
+	s.active = v
+	if v.size == s.size || s.exit != nil {
+		return
+	}
+	s.size = v.size
+	s.screen.Resize(int(v.size.Rows), int(v.size.Cols))
+	if err := s.tty.resize(v.size); err != nil && !errors.Is(err, os.ErrClosed) {
+		s.log.Warn("cannot resize the terminal", "size", v.size.String(), "error", err)
+	}
+}
+
+// resize notes a viewer's new size, which the terminal takes if the viewer is the one who typed last.
+func (s *session) resize(v *viewer, size Size) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v.size = size
+	if s.active == v {
+		s.activate(v)
+	}
+}
+
+// typed queues what a viewer typed. It fails if the viewer sends more than it was given room for.
+func (s *session) typed(v *viewer, p []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v.queued+len(p) > inputWindow {
+		return fmt.Errorf("%w: input beyond the window of %d bytes", errFrame, inputWindow)
+	}
+	if v.readOnly || s.exit != nil {
+		v.acks += len(p)
+		v.wake()
+		return nil
+	}
+	v.queued += len(p)
+	s.events++
+	v.typed = s.events
+	s.lastActive = time.Now()
+	if s.active != v {
+		s.activate(v)
+	}
+	s.inputs = append(s.inputs, input{v, append([]byte(nil), p...)})
+	select {
+	case s.typing <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// signal signals the session's foreground process group, or the program if there is none.
+func (s *session) signal(name string) error {
+	sig := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG"))
+	if sig == 0 {
+		sig = syscall.SIGKILL // what the protocol says of unknown names
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reaped {
+		return nil
+	}
+	pgrp := s.tty.foreground()
+	if pgrp == 0 {
+		pgrp = s.tty.cmd.Process.Pid
+	}
+	if err := syscall.Kill(-pgrp, sig); err != nil {
+		return fmt.Errorf("cannot signal session %s: %w", s.id, err)
+	}
+	return nil
+}
+
+// hangup signals the program's own process group and the one in the foreground, as far as they are there.
+func (s *session) hangup(signals ...syscall.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reaped {
+		return
+	}
+	pid, pgrp := s.tty.cmd.Process.Pid, s.tty.foreground()
+	for _, sig := range signals {
+		syscall.Kill(-pid, sig)
+		if pgrp != 0 && pgrp != pid {
+			syscall.Kill(-pgrp, sig)
+		}
+	}
+}
+
+// end hangs the session up, and kills it if it does not go. It does not wait; done tells.
+func (s *session) end(reason string) {
+	s.mu.Lock()
+	first := s.reason == "" && s.exit == nil
+	if first {
+		s.reason = reason
+		s.kill = time.AfterFunc(hangupGrace, func() { s.hangup(syscall.SIGKILL) })
+	}
+	s.mu.Unlock()
+	if first {
+		s.hangup(syscall.SIGHUP, syscall.SIGCONT) // a stopped program must run to die
+	}
+}
+
+func (s *session) info() SessionInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return SessionInfo{
+		ID: s.id, Name: s.req.Name, Title: s.screen.Title(), Command: strings.Join(s.req.Argv, " "), PID: s.tty.cmd.Process.Pid,
+		Created: s.created, LastActive: s.lastActive, Viewers: len(s.viewers), Size: s.size, Exited: s.exit,
+	}
+}
