@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -146,7 +147,7 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		Log:       cfg.Log,
 	})
 	a.terminals = &terminalHost{socket: socket, start: cfg.StartTerminals, log: cfg.Log}
-	a.local = &localAPI{path: local, appStatus: a.reporter.AppStatus, log: cfg.Log}
+	a.local = newLocalAPI(local, a.reporter.AppStatus, cfg.Log)
 	a.pty = &ptyServer{terminals: a.terminals, command: a.shell.Command, connected: a.connectedPTY, log: cfg.Log.With("part", "pty")}
 	a.ssh, err = sshd.New(sshd.Config{
 		HostKey:   hostKey,
@@ -182,7 +183,7 @@ func (a *agent) stages() []stage {
 	return []stage{
 		{name: "link", run: a.link.run, budget: linkBudget},
 		{name: "reporter", run: a.runReporter, budget: flushBudget + time.Second},
-		{name: "local socket", run: a.local.run, budget: time.Second},
+		{name: "local socket", run: a.local.run, ready: a.local.ready, budget: time.Second},
 		{name: "terminals", run: a.runTerminals, budget: terminalsBudget},
 		{name: "mesh", run: a.runNode, ready: a.mesh.come, budget: meshBudget},
 		a.service("ssh on port 22", wire.PortSSHStandard, a.ssh.Serve),
@@ -215,7 +216,7 @@ func (a *agent) service(name string, port uint16, serve func(context.Context, ne
 func (a *agent) dial(ctx context.Context, server *client.Client) (session, error) {
 	token, err := a.cfg.Identity.Token(ctx)
 	if err != nil {
-		return nil, err
+		return nil, identityProblem(err, a.cfg.Server.URL)
 	}
 	a.secret.Store(&token)
 	up, err := server.ConnectAgent(ctx)
@@ -223,6 +224,23 @@ func (a *agent) dial(ctx context.Context, server *client.Client) (session, error
 		return nil, err
 	}
 	return duties{a, up}, nil
+}
+
+// identityProblem keeps what failed on this machine (a metadata service, a token file) from being
+// explained as a trouble with the control server: its own words name the cause and the fix.
+func identityProblem(err error, server *url.URL) error {
+	var answer *wire.Error
+	var unexpected *wire.UnexpectedResponse
+	if errors.As(err, &answer) || errors.As(err, &unexpected) {
+		return err
+	}
+	var request *url.Error
+	if errors.As(err, &request) {
+		if to, parseErr := url.Parse(request.URL); parseErr == nil && to.Host == server.Host {
+			return err
+		}
+	}
+	return &client.Problem{Kind: client.KindOther, Cause: err.Error()}
 }
 
 // token returns the session token in use, "" before there is one.

@@ -32,12 +32,18 @@ type localAPI struct {
 	path      string
 	appStatus func(*agentpb.UpdateAppStatusRequest)
 	log       *slog.Logger
+	ready     chan struct{} // closed once the socket is there, or could not be made
+}
+
+func newLocalAPI(path string, appStatus func(*agentpb.UpdateAppStatusRequest), log *slog.Logger) *localAPI {
+	return &localAPI{path: path, appStatus: appStatus, log: log, ready: make(chan struct{})}
 }
 
 // run serves until ctx is done. A socket that cannot be made costs the workspace its reports, not
 // its terminals: it is said once, and the agent goes on.
 func (l *localAPI) run(ctx context.Context) error {
 	listener, err := listenPrivate(l.path)
+	close(l.ready)
 	if err != nil {
 		l.log.Warn("programs in the workspace cannot report their status", "error", err)
 		<-ctx.Done()

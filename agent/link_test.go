@@ -5,15 +5,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/wire"
 )
 
@@ -284,4 +289,30 @@ func TestTroubleIsToldOnceThenRarely(t *testing.T) {
 			t.Errorf("the fix is missing:\n%s", out.String())
 		}
 	})
+}
+
+func TestIdentityProblem(t *testing.T) {
+	server := &url.URL{Scheme: "https", Host: "berth.example.com"}
+	refused := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+	tests := map[string]struct {
+		err  error
+		kept bool // to be explained as the server's
+	}{
+		"server's answer":   {fmt.Errorf("cannot exchange: %w", status(http.StatusConflict)), true},
+		"server refuses":    {&url.Error{Op: "Post", URL: "https://berth.example.com/api", Err: refused}, true},
+		"metadata refuses":  {&url.Error{Op: "Put", URL: "http://169.254.169.254/latest", Err: refused}, false},
+		"no such file":      {fmt.Errorf("cannot read the token file: %w", fs.ErrNotExist), false},
+		"metadata, wrapped": {fmt.Errorf("there is no metadata service: %w", refused), false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got := identityProblem(tt.err, server)
+			if (got == tt.err) != tt.kept {
+				t.Errorf("identityProblem = %v, want kept %v", got, tt.kept)
+			}
+			if p := client.Explain(got); !tt.kept && !strings.Contains(p.Cause, tt.err.Error()) {
+				t.Errorf("explained as %q, want the source's own words", p.Cause)
+			}
+		})
+	}
 }

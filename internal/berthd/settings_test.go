@@ -1,0 +1,199 @@
+package berthd
+
+import (
+	"bytes"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func parse(t *testing.T, env environment, args ...string) *settings {
+	t.Helper()
+	if env == nil {
+		env = environment{}
+	}
+	env["HOME"] = "/home/u"
+	s, err := parseSettings(args, env)
+	if err != nil {
+		t.Fatalf("parseSettings(%q): %v", args, err)
+	}
+	return s
+}
+
+// TestPrecedence: a flag, then our variable, then the stock agent's.
+func TestPrecedence(t *testing.T) {
+	stock := environment{"CODER_AGENT_URL": "https://stock"}
+	both := environment{"CODER_AGENT_URL": "https://stock", "BERTH_URL": "https://ours"}
+	tests := map[string]struct {
+		env  environment
+		args []string
+		want string
+	}{
+		"nothing":           {nil, nil, ""},
+		"stock's":           {stock, nil, "https://stock"},
+		"ours":              {both, nil, "https://ours"},
+		"flag":              {both, []string{"--url", "https://flag"}, "https://flag"},
+		"flag with =":       {both, []string{"-url=https://flag"}, "https://flag"},
+		"empty is not said": {environment{"BERTH_URL": "", "CODER_AGENT_URL": "https://stock"}, nil, "https://stock"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := parse(t, tt.env, tt.args...).server.url; got != tt.want {
+				t.Errorf("url %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// inside lets cmp look into settings.
+var inside = cmp.AllowUnexported(settings{}, serverSettings{}, identitySettings{}, dirSettings{}, serviceSettings{}, outputSettings{})
+
+func TestEveryVariableIsRead(t *testing.T) {
+	values := map[string]string{
+		"exit-on-refused": "true", "header": "X-A=1,X-B=2", "ssh-max-timeout": "5m", "stop-timeout": "7s",
+		"tailnet-listen-port": "4242", "relay-only": "1", "block-file-transfer": "true", "block-reverse-port-forwarding": "true",
+		"block-local-port-forwarding": "true", "subsystem": "envbox", "log-format": "json", "log-level": "debug",
+	}
+	for _, o := range options {
+		value := values[o.name]
+		if value == "" {
+			value = "value"
+		}
+		byFlag := parse(t, nil, "--"+o.name+"="+value)
+		for _, name := range []string{o.env, o.fallback} {
+			if name == "" {
+				continue
+			}
+			byEnv := parse(t, environment{name: value})
+			if diff := cmp.Diff(byFlag, byEnv, inside); diff != "" {
+				t.Errorf("--%s and %s differ:\n%s", o.name, name, diff)
+			}
+			if cmp.Equal(byEnv, parse(t, nil), inside) {
+				t.Errorf("%s changes nothing", name)
+			}
+		}
+	}
+}
+
+func TestTokenComesFromTheEnvironment(t *testing.T) {
+	s := parse(t, environment{"CODER_AGENT_TOKEN": "stock", "BERTH_TOKEN": "ours"})
+	if got := s.identity.token.Reveal(); got != "ours" {
+		t.Errorf("token %q, want ours", got)
+	}
+	if got := parse(t, environment{"CODER_AGENT_TOKEN": "stock"}).identity.token.Reveal(); got != "stock" {
+		t.Errorf("token %q, want stock's", got)
+	}
+}
+
+func TestValues(t *testing.T) {
+	s := parse(t, environment{"BERTH_HEADER": "X-A=1,X-B=a=b", "BERTH_SSH_MAX_TIMEOUT": "90s", "BERTH_LOG_LEVEL": "debug"})
+	want := http.Header{"X-A": {"1"}, "X-B": {"a=b"}}
+	if diff := cmp.Diff(want, s.server.header.Header); diff != "" {
+		t.Errorf("header (-want +got):\n%s", diff)
+	}
+	if s.services.sshMaxTimeout != 90*time.Second {
+		t.Errorf("timeout %v", s.services.sshMaxTimeout)
+	}
+}
+
+func TestDefaultStateDir(t *testing.T) {
+	tests := map[string]struct {
+		env  environment
+		want string
+	}{
+		"xdg":          {environment{"XDG_STATE_HOME": "/xdg", "HOME": "/home/u"}, "/xdg/berthd"},
+		"home":         {environment{"HOME": "/home/u"}, "/home/u/.local/state/berthd"},
+		"relative xdg": {environment{"XDG_STATE_HOME": "xdg", "HOME": "/home/u"}, "/home/u/.local/state/berthd"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := defaultStateDir(1000, tt.env)
+			if err != nil || got != tt.want {
+				t.Errorf("defaultStateDir = %q, %v; want %q", got, err, tt.want)
+			}
+		})
+	}
+	if _, err := defaultStateDir(1000, environment{}); err == nil {
+		t.Error("no error without any place")
+	}
+}
+
+// TestMistakesInSettings: each is one sentence and the exit code for usage, and repeats no secret.
+func TestMistakesInSettings(t *testing.T) {
+	const secret = "s3cr3t-planted"
+	tests := map[string]struct {
+		env      environment
+		args     []string
+		contains string
+	}{
+		"no url":          {nil, nil, "BERTH_URL"},
+		"no scheme":       {environment{"BERTH_URL": "berth.example.com"}, nil, "http://"},
+		"other scheme":    {environment{"BERTH_URL": "ftp://berth"}, nil, "http://"},
+		"no host":         {environment{"BERTH_URL": "https:///x"}, nil, "no host"},
+		"password in url": {environment{"BERTH_URL": "https://u:" + secret + "@h"}, nil, "password"},
+		"bad url":         {environment{"BERTH_URL": "https://h:" + secret}, nil, "URL"},
+		"query":           {environment{"BERTH_URL": "https://h/?x=1"}, nil, "?"},
+		"no token":        {environment{"BERTH_URL": "https://h"}, nil, "BERTH_TOKEN"},
+		"unknown auth":    {environment{"BERTH_URL": "https://h"}, []string{"--auth", "magic"}, "magic"},
+		"unknown flag":    {nil, []string{"--nonsense"}, "nonsense"},
+		"token in argv":   {nil, []string{"--token", "x"}, "token"},
+		"unknown verb":    {nil, []string{"fly"}, "fly"},
+		"bad port":        {nil, []string{"--tailnet-listen-port", "70000"}, "70000"},
+		"bad duration":    {environment{"CODER_AGENT_SSH_MAX_TIMEOUT": "soon"}, nil, "CODER_AGENT_SSH_MAX_TIMEOUT"},
+		"bad header":      {environment{"BERTH_HEADER": secret}, nil, "BERTH_HEADER"},
+		"bad log format":  {nil, []string{"--log-format", "xml"}, "xml"},
+		"bad subsystem":   {environment{"CODER_AGENT_SUBSYSTEM": "vm"}, nil, "vm"},
+		"no ca file":      {environment{"BERTH_URL": "https://h", "BERTH_CA_FILE": "/no/such"}, nil, "/no/such"},
+		"report no app":   {nil, []string{"report"}, "--app"},
+		"closed fd":       {environment{"BERTH_URL": "https://h", "BERTH_TOKEN": "x"}, []string{"--status-json", "99"}, "--status-json 99"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			env := []string{"HOME=" + t.TempDir()}
+			for k, v := range tt.env {
+				env = append(env, k+"="+v)
+			}
+			var out, errs bytes.Buffer
+			code := Main(t.Context(), tt.args, env, nil, &out, &errs)
+			if code != ExitUsage {
+				t.Errorf("exit code %d, want %d: %s", code, ExitUsage, &errs)
+			}
+			if !strings.Contains(errs.String(), tt.contains) || strings.Count(errs.String(), "\n") != 1 {
+				t.Errorf("said %q, want one line with %q", &errs, tt.contains)
+			}
+			if strings.Contains(errs.String(), secret) {
+				t.Errorf("the secret was repeated: %q", &errs)
+			}
+		})
+	}
+}
+
+func TestHelpNamesEveryVariable(t *testing.T) {
+	var out, errs bytes.Buffer
+	if code := Main(t.Context(), []string{"run", "--help"}, []string{"HOME=/"}, nil, &out, &errs); code != ExitOK {
+		t.Errorf("exit code %d: %s", code, &errs)
+	}
+	for _, o := range options {
+		for _, want := range []string{"--" + o.name, o.env, o.fallback} {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("--help does not name %s", want)
+			}
+		}
+	}
+}
+
+// TestFirstLineOfVersion: stock start scripts look for "Coder" there.
+func TestFirstLineOfVersion(t *testing.T) {
+	for _, args := range [][]string{{"version"}, {"--version"}} {
+		var out, errs bytes.Buffer
+		if code := Main(t.Context(), args, nil, nil, &out, &errs); code != ExitOK {
+			t.Errorf("exit code %d: %s", code, &errs)
+		}
+		if line, _, _ := strings.Cut(out.String(), "\n"); !strings.Contains(line, "Coder") || !strings.HasPrefix(line, "berthd v") {
+			t.Errorf("first line %q", line)
+		}
+	}
+}
