@@ -68,7 +68,7 @@ type agent struct {
 	cfg  Config
 	log  *slog.Logger
 	emit func(Event)
-	// restarting tells, once the agent stops, that another will take over on this machine.
+	// restarting tells, once the agent stops, that berthd is to be started again.
 	restarting func() bool
 
 	parts
@@ -106,7 +106,7 @@ type known struct {
 func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	a := &agent{cfg: cfg, log: cfg.Log, emit: event}
 	a.first, a.mesh, a.serving = newLater[*agentpb.Manifest](), newLater[*mesh](), newLater[*mesh]()
-	a.restarting = func() bool { return a.changed.Load() || errors.Is(context.Cause(ctx), ErrRestart) }
+	a.restarting = func() bool { return errors.Is(context.Cause(ctx), ErrRestart) }
 
 	socket, err := SocketPath(cfg.State.dir, "ptyhost.sock")
 	if err != nil {
@@ -137,7 +137,7 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		log:           cfg.Log,
 		wall:          time.Now,
 	}
-	a.shell = shell.New(shell.Config{URL: cfg.Server.URL.String(), Log: cfg.Log})
+	a.shell = shell.New(shell.Config{URL: cfg.Server.URL.String(), BinDir: scripts.BinDir(cfg.Dirs.ScriptData), Log: cfg.Log})
 	a.scripts = scripts.New(scripts.Config{
 		Shell:     a.shell,
 		Logs:      a.reporter.Writer,
@@ -255,9 +255,10 @@ func (a *agent) token() wire.Secret {
 // deliver.
 func (a *agent) runReporter(ctx context.Context) error {
 	<-ctx.Done()
-	flushCtx, cancel := context.WithTimeout(context.Background(), flushBudget)
-	defer cancel()
-	if !a.restarting() {
+	// The spool keeps logs for the next berthd, and of an agent that is no more nobody wants to hear.
+	if !a.restarting() && !a.changed.Load() {
+		flushCtx, cancel := context.WithTimeout(context.Background(), flushBudget)
+		defer cancel()
 		if err := a.reporter.Flush(flushCtx); err != nil {
 			a.log.Warn("not everything could be reported; what is left is sent after the next start", "error", err)
 		}
@@ -272,7 +273,7 @@ func (a *agent) runTerminals(ctx context.Context) error {
 		a.log.Warn("terminals do not work yet; trying again when one is opened", "error", err)
 	}
 	<-ctx.Done()
-	if a.restarting() {
+	if a.restarting() || a.changed.Load() {
 		return nil
 	}
 	endCtx, cancel := context.WithTimeout(context.Background(), terminalsBudget-time.Second)

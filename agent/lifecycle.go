@@ -40,6 +40,7 @@ func (a *agent) startWorkspace(ctx context.Context, m *agentpb.Manifest) agentpb
 			a.log.Info("start scripts ran before in this boot; not running them again", "state", stateName(state))
 		}
 		a.reporter.Lifecycle(state)
+		a.scripts.Adopt(m.GetScripts())
 		return state
 	}
 	note = startup{Boot: bootID(), AgentID: optionalID(m.GetAgentId())}

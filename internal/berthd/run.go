@@ -17,11 +17,8 @@ import (
 	"github.com/berthd/berth/agent"
 	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/identity"
+	"github.com/berthd/berth/tailnet"
 )
-
-// memoryLimit is a soft limit on the Go heap and stacks: it makes the collector return what a
-// full-speed transfer leaves behind. Below 128 MiB transfers slow down to a quarter.
-const memoryLimit = 256 << 20
 
 // errRestart is how run tells that it was asked to leave for another start.
 var errRestart = errors.New("berthd is to be started again")
@@ -38,8 +35,8 @@ func (p process) run(ctx context.Context, whole []string) error {
 	if err != nil {
 		return err
 	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
+	if p.env["GOMEMLIMIT"] == "" {
+		debug.SetMemoryLimit(tailnet.MemoryLimit)
 	}
 	tail := &agent.LogTail{}
 	log := newLog(s.output, io.MultiWriter(p.stderr, tail))
