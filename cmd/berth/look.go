@@ -1,0 +1,631 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"github.com/berthd/berth/client"
+	"github.com/berthd/berth/speedtest"
+	"github.com/berthd/berth/tailnet"
+	"github.com/berthd/berth/wire"
+)
+
+// untilInterrupt returns a context that ends at Ctrl-C, a closed window or SIGTERM.
+func untilInterrupt(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+}
+
+// completionTimeout bounds how long a shell's Tab waits for the server.
+const completionTimeout = 2 * time.Second
+
+// agentNames completes the first argument with the names of agents.
+func (p *program) agentNames(cmd *cobra.Command, args []string, toComplete string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	s, err := p.server()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+	defer cancel()
+	agents, err := s.Agents(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return completions(agents, toComplete), cobra.ShellCompDirectiveNoFileComp
+}
+
+// completions returns the names that begin as typed and are safe on a command line.
+func completions(agents []wire.AgentSummary, toComplete string) []cobra.Completion {
+	var names []cobra.Completion
+	for _, a := range agents {
+		if strings.HasPrefix(a.Name, toComplete) && plain.MatchString(a.Name) {
+			names = append(names, cobra.CompletionWithDesc(a.Name, string(a.Status)))
+		}
+	}
+	return names
+}
+
+func (p *program) statusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "status NAME",
+		Short:             "Show what the server knows of an agent",
+		Example:           "  berth status demo\n  berth status demo --output json",
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: p.agentNames,
+	}
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, summary, err := p.find(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		a, err := s.Agent(cmd.Context(), summary.ID)
+		if err != nil {
+			return s.problem("show agent "+summary.Name, err)
+		}
+		if *output == formatJSON {
+			return printJSON(p.out, a)
+		}
+		return p.printStatus(a, time.Now())
+	}
+	return cmd
+}
+
+func (p *program) printStatus(a wire.Agent, now time.Time) error {
+	for _, line := range statusLines(a, now) {
+		if _, err := fmt.Fprintf(p.out, "%-11s %s\n", line[0], clean(line[1])); err != nil {
+			return err
+		}
+	}
+	apps := table{head: []string{"APP", "HEALTH", "STATE", "SINCE", "MESSAGE"}}
+	for _, app := range a.Apps {
+		row := []string{app.Slug, app.Health, "", "", ""}
+		if len(app.Statuses) > 0 {
+			latest := slices.MaxFunc(app.Statuses, func(x, y wire.AppStatus) int { return x.CreatedAt.Compare(y.CreatedAt) })
+			row[2], row[3], row[4] = latest.State, ago(now, latest.CreatedAt), latest.Message
+		}
+		apps.add(row...)
+	}
+	if len(apps.rows) == 0 {
+		return nil
+	}
+	fmt.Fprintln(p.out)
+	return apps.print(p.out, p.width())
+}
+
+// statusLines are the facts that are known, each with its name.
+func statusLines(a wire.Agent, now time.Time) [][2]string {
+	status := string(a.Status)
+	switch {
+	case a.Status == wire.AgentDisconnected && a.DisconnectedAt != nil:
+		status += " since " + ago(now, *a.DisconnectedAt)
+	case a.Status == wire.AgentConnected && a.LastConnectedAt != nil:
+		status += ", last seen " + ago(now, *a.LastConnectedAt)
+	}
+	state := a.LifecycleState
+	if a.ReadyAt != nil && state == "ready" {
+		state += " since " + ago(now, *a.ReadyAt)
+	}
+	health := "well"
+	if !a.Health.Healthy {
+		health = a.Health.Reason
+	}
+	lines := [][2]string{
+		{"name", a.Name}, {"id", a.ID.String()}, {"status", status}, {"state", state}, {"health", health},
+		{"address", wire.AgentAddr(a.ID).String()}, {"instance", a.InstanceID}, {"system", strings.Trim(a.OperatingSystem+"/"+a.Architecture, "/")},
+		{"version", a.Version}, {"directory", a.ExpandedDirectory},
+	}
+	for region, l := range a.Latency {
+		relay := fmt.Sprintf("%s, %.1f ms", region, l.Milliseconds)
+		if l.Preferred {
+			relay += ", home"
+		}
+		lines = append(lines, [2]string{"relay", relay})
+	}
+	lines = slices.DeleteFunc(lines, func(l [2]string) bool { return l[1] == "" })
+	return lines
+}
+
+func (p *program) portsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "ports NAME",
+		Short:             "List the ports that programs listen on in a workspace",
+		Example:           "  berth ports demo\n  berth ports demo --output json | jq '.[].port'",
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: p.agentNames,
+	}
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, agent, err := p.find(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		ports, err := s.ListeningPorts(cmd.Context(), agent.ID)
+		if err != nil {
+			return s.problem("list the ports of "+agent.Name, err)
+		}
+		slices.SortFunc(ports, func(a, b wire.ListeningPort) int { return int(a.Port) - int(b.Port) })
+		if *output == formatJSON {
+			return printJSON(p.out, append([]wire.ListeningPort{}, ports...))
+		}
+		t := table{head: []string{"PORT", "PROTOCOL", "ADDRESS", "PROCESS", "PID", "USER", "COMMAND"}}
+		for _, port := range ports {
+			pid := ""
+			if port.PID != 0 {
+				pid = strconv.Itoa(port.PID)
+			}
+			t.add(strconv.Itoa(int(port.Port)), port.Network, strings.Join(port.Addresses, ","), port.ProcessName, pid, port.User, port.Command)
+		}
+		return p.printTable(&t, "nothing listens in "+clean(agent.Name))
+	}
+	return cmd
+}
+
+func (p *program) containersCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "containers NAME",
+		Short:             "List the containers beside an agent",
+		Example:           "  berth containers demo\n  berth containers demo --output json",
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: p.agentNames,
+	}
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, agent, err := p.find(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		found, err := s.Containers(cmd.Context(), agent.ID)
+		if err != nil {
+			return s.problem("list the containers of "+agent.Name, err)
+		}
+		if *output == formatJSON {
+			return printJSON(p.out, found)
+		}
+		for _, w := range found.Warnings {
+			fmt.Fprintln(p.errOut, "berth: note:", clean(w))
+		}
+		t := table{head: []string{"NAME", "ID", "STATUS", "ENGINE", "AGE", "PORTS", "IMAGE"}}
+		for _, c := range found.Containers {
+			t.add(c.Name, c.ID[:min(shortContainerID, len(c.ID))], c.Status, c.Engine, ago(time.Now(), c.CreatedAt), containerPorts(c.Ports), c.Image)
+		}
+		return p.printTable(&t, "no container runs beside "+clean(agent.Name))
+	}
+	return cmd
+}
+
+// shortContainerID is how much of an id container engines show.
+const shortContainerID = 12
+
+func containerPorts(ports []wire.ContainerPort) string {
+	var all []string
+	for _, port := range ports {
+		s := fmt.Sprintf("%d/%s", port.Port, port.Network)
+		if port.HostPort != 0 {
+			s = fmt.Sprintf("%d->%s", port.HostPort, s)
+		}
+		all = append(all, s)
+	}
+	return strings.Join(all, ",")
+}
+
+func (p *program) logsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "logs NAME",
+		Short: "Print the logs of an agent and its scripts",
+		Example: `  berth logs demo
+  berth logs demo -f
+  berth logs demo --output json   # one object a line`,
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: p.agentNames,
+	}
+	output := outputFlag(cmd)
+	follow := cmd.Flags().BoolP("follow", "f", false, "print new lines as they come, until Ctrl-C")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx, stop := untilInterrupt(cmd.Context())
+		defer stop()
+		s, agent, err := p.find(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		l := &logPrinter{program: p, server: s, agent: agent, output: *output, sources: map[uuid.UUID]string{}}
+		if !*follow {
+			return l.print(ctx, false)
+		}
+		return l.follow(ctx)
+	}
+	return cmd
+}
+
+// logPrinter prints the log of one agent and remembers how far it is.
+type logPrinter struct {
+	program *program
+	server  *server
+	agent   wire.AgentSummary
+	output  format
+	sources map[uuid.UUID]string // names, asked for when a new source appears
+	last    int64                // id of the last line printed
+}
+
+// follow prints until ctx is done. A lost stream is opened again behind the last line.
+func (l *logPrinter) follow(ctx context.Context) error {
+	wait := minRedial
+	for {
+		before := l.last
+		err := l.print(ctx, true)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == nil { // the server says that the agent is no more
+			return nil
+		}
+		var answer *wire.Error
+		if errors.As(err, &answer) && answer.StatusCode < 500 {
+			return err
+		}
+		if l.last != before {
+			wait = minRedial
+		}
+		line := l.program.progress()
+		line.say("the server is away; waiting for it…")
+		select {
+		case <-ctx.Done():
+			line.done()
+			return nil
+		case <-time.After(wait):
+		}
+		line.done()
+		wait = min(2*wait, maxRedial)
+	}
+}
+
+func (l *logPrinter) print(ctx context.Context, follow bool) error {
+	for entry, err := range l.server.FollowLogs(ctx, l.agent.ID, l.last, follow) {
+		if err != nil {
+			return l.server.problem("read the logs of "+l.agent.Name, err)
+		}
+		if err := l.entry(ctx, entry); err != nil {
+			return err
+		}
+		l.last = entry.ID
+	}
+	return nil
+}
+
+func (l *logPrinter) entry(ctx context.Context, e wire.LogEntry) error {
+	if l.output == formatJSON {
+		return printJSONLine(l.program.out, e)
+	}
+	_, err := fmt.Fprintf(l.program.out, "%s %-5s %s: %s\n",
+		e.CreatedAt.Local().Format("15:04:05.000"), clean(e.Level), clean(l.source(ctx, e.SourceID)), cleanLog(e.Output))
+	return err
+}
+
+// source names a log source, by its id if the server knows no name.
+func (l *logPrinter) source(ctx context.Context, id uuid.UUID) string {
+	if name, ok := l.sources[id]; ok {
+		return name
+	}
+	if a, err := l.server.Agent(ctx, l.agent.ID); err == nil {
+		for _, source := range a.LogSources {
+			l.sources[source.ID] = source.DisplayName
+		}
+	}
+	if l.sources[id] == "" {
+		l.sources[id] = id.String()[:8]
+	}
+	return l.sources[id]
+}
+
+// pong is one line of `berth ping --output json`.
+type pong struct {
+	Latency float64 `json:"latency_ms"`
+	Direct  string  `json:"direct,omitempty"`
+	Relay   string  `json:"relay,omitempty"`
+	Error   string  `json:"error,omitempty"`
+}
+
+func (p *program) pingCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "ping NAME",
+		Short:             "Measure the round trip to an agent, and show which way it goes",
+		Example:           "  berth ping demo\n  berth ping demo -c 0   # until Ctrl-C",
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: p.agentNames,
+	}
+	output := outputFlag(cmd)
+	count := cmd.Flags().IntP("count", "c", 5, "how many to send; 0 for no end")
+	interval := cmd.Flags().Duration("interval", time.Second, "time between two")
+	wait := waitFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if *count < 0 || *interval <= 0 {
+			return usageError(cmd, errors.New("cannot ping a negative number of times or without an interval"))
+		}
+		ctx, stop := untilInterrupt(cmd.Context())
+		defer stop()
+		m, err := p.reach(ctx, args[0], *wait)
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		answered := false
+		for i := 0; *count == 0 || i < *count; i++ {
+			if i > 0 {
+				select {
+				case <-ctx.Done():
+				case <-time.After(*interval):
+				}
+			}
+			if ctx.Err() != nil {
+				break
+			}
+			ping, err := pingOnce(ctx, m)
+			answered = answered || err == nil
+			if err := p.printPing(m.agent.Name, ping, err, *output); err != nil {
+				return err
+			}
+		}
+		if !answered {
+			return fmt.Errorf("cannot reach agent %s: no ping was answered", m.agent.Name)
+		}
+		return nil
+	}
+	return cmd
+}
+
+// pingTimeout is how long one ping may take: more than any path that is usable.
+const pingTimeout = 5 * time.Second
+
+func pingOnce(ctx context.Context, m *mesh) (tailnet.Ping, error) {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	return m.ping(ctx)
+}
+
+func (p *program) printPing(name string, ping tailnet.Ping, err error, output format) error {
+	if output == formatJSON {
+		line := pong{Latency: float64(ping.Latency) / float64(time.Millisecond), Relay: ping.RegionName}
+		if ping.Direct.IsValid() {
+			line.Direct, line.Relay = ping.Direct.String(), ""
+		}
+		if err != nil {
+			line = pong{Error: err.Error()}
+		}
+		return printJSONLine(p.out, line)
+	}
+	text := fmt.Sprintf("%s answered in %s (%s)", name, duration(ping.Latency), path(ping))
+	if err != nil {
+		text = fmt.Sprintf("%s did not answer: %v", name, err)
+	}
+	_, err = fmt.Fprintln(p.out, clean(text))
+	return err
+}
+
+// waitFlag adds --wait to a command that reaches an agent.
+func waitFlag(cmd *cobra.Command) *time.Duration {
+	return cmd.Flags().Duration("wait", defaultWait, "how long the agent may take to be reachable")
+}
+
+// measured is one line of `berth speedtest --output json`.
+type measured struct {
+	Direction string  `json:"direction"`
+	Bytes     int64   `json:"bytes"`
+	Seconds   float64 `json:"seconds"`
+	MBitPerS  float64 `json:"mbit_per_s"`
+	Path      string  `json:"path"`
+}
+
+func (p *program) speedtestCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "speedtest NAME",
+		Short:             "Measure how fast one stream to an agent is",
+		Example:           "  berth speedtest demo\n  berth speedtest demo --direction up --time 10s",
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: p.agentNames,
+	}
+	output := outputFlag(cmd)
+	long := cmd.Flags().DurationP("time", "t", speedtest.DefaultDuration, "how long to measure each direction")
+	way := cmd.Flags().StringP("direction", "d", "both", "down, up or both")
+	cmd.RegisterFlagCompletionFunc("direction", cobra.FixedCompletions([]string{"down", "up", "both"}, cobra.ShellCompDirectiveNoFileComp))
+	wait := waitFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		directions, ok := map[string][]speedtest.Direction{
+			"down": {speedtest.Download}, "up": {speedtest.Upload}, "both": {speedtest.Download, speedtest.Upload},
+		}[*way]
+		if !ok {
+			return usageError(cmd, fmt.Errorf("cannot measure direction %q: it must be down, up or both", *way))
+		}
+		ctx, stop := untilInterrupt(cmd.Context())
+		defer stop()
+		m, err := p.reach(ctx, args[0], *wait)
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		for _, d := range directions {
+			if err := p.measure(ctx, m, d, *long, *output); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return cmd
+}
+
+func (p *program) measure(ctx context.Context, m *mesh, d speedtest.Direction, long time.Duration, output format) error {
+	line := p.progress()
+	defer line.done()
+	line.say("%s for %v…", d, long)
+	conn, err := m.dial(ctx, wire.PortSpeedtest)
+	if err != nil {
+		return err
+	}
+	result, err := speedtest.Run(ctx, conn, d, long)
+	if err != nil {
+		return fmt.Errorf("cannot measure the speed to %s: %w", m.agent.Name, err)
+	}
+	way := "unknown path"
+	if ping, err := pingOnce(ctx, m); err == nil {
+		way = path(ping)
+	}
+	line.done()
+	mbit := result.BitsPerSecond() / 1e6
+	if output == formatJSON {
+		return printJSONLine(p.out, measured{d.String(), result.Bytes, result.Elapsed.Seconds(), mbit, way})
+	}
+	_, err = fmt.Fprintf(p.out, "%-8s %8.1f Mbit/s  (%.1f MB in %.1f s, %s)\n", d, mbit, float64(result.Bytes)/1e6, result.Elapsed.Seconds(), clean(way))
+	return err
+}
+
+func (p *program) agentCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "agent",
+		Short:   "Make and list agents",
+		Example: "  berth agent create build-1\n  berth agent list",
+		Args:    knownVerb,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(p.agentCreateCommand(), p.agentListCommand())
+	return cmd
+}
+
+func (p *program) agentCreateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Make an agent and print its token, this once",
+		Long: `Make an agent and print its token. The server keeps only a hash of it, so it cannot be
+shown again. Put it into a file on the machine that berthd runs on, readable by berthd alone.`,
+		Example: `  berth agent create build-1 > build-1.token
+  berthd run --url https://berth.example.com --token-file build-1.token`,
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := p.server()
+		if err != nil {
+			return err
+		}
+		created, err := s.CreateAgent(cmd.Context(), args[0])
+		if err != nil {
+			return s.problem("create agent "+args[0], err)
+		}
+		if *output == formatJSON {
+			return printJSON(p.out, created)
+		}
+		fmt.Fprintf(p.errOut, "made agent %s; its token, shown this once:\n", clean(created.Name))
+		if _, err := fmt.Fprintln(p.out, clean(created.Token)); err != nil {
+			return err
+		}
+		fmt.Fprintf(p.errOut, "on its machine, put the token into a file and run:\n  berthd run --url %s --token-file FILE\n", s.access.url)
+		return nil
+	}
+	return cmd
+}
+
+func (p *program) agentListCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "list",
+		Aliases:           []string{"ls"},
+		Short:             "List the agents of the server",
+		Example:           "  berth agent list\n  berth agent list --output json",
+		Args:              wantArgs(0, 0),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := p.server()
+		if err != nil {
+			return err
+		}
+		agents, err := s.Agents(cmd.Context())
+		if err != nil {
+			return s.problem("list agents", err)
+		}
+		slices.SortFunc(agents, func(a, b wire.AgentSummary) int { return strings.Compare(a.Name, b.Name) })
+		if *output == formatJSON {
+			return printJSON(p.out, append([]wire.AgentSummary{}, agents...))
+		}
+		t := table{head: []string{"NAME", "STATUS", "STATE", "LAST SEEN", "VERSION", "INSTANCE", "ID"}}
+		for _, a := range agents {
+			seen := ""
+			if a.LastSeenAt != nil {
+				seen = ago(time.Now(), *a.LastSeenAt)
+			}
+			t.add(a.Name, string(a.Status), a.LifecycleState, seen, a.Version, a.InstanceID, a.ID.String())
+		}
+		return p.printTable(&t, "the server has no agents; make one with: berth agent create NAME")
+	}
+	return cmd
+}
+
+// buildVersion is this program's version: set by the release build, else what the Go tool recorded.
+var buildVersion = ""
+
+func version() string {
+	if buildVersion != "" {
+		return buildVersion
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+func (p *program) versionCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "version",
+		Short:             "Print the version of berth, and of the server if there is one",
+		Example:           "  berth version",
+		Args:              wantArgs(0, 0),
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		v := struct {
+			Berth  string `json:"berth"`
+			API    string `json:"api"`
+			Go     string `json:"go"`
+			Server string `json:"server,omitempty"`
+		}{version(), wire.CurrentVersion.String(), runtime.Version(), p.serverVersion(cmd.Context())}
+		if *output == formatJSON {
+			return printJSON(p.out, v)
+		}
+		fmt.Fprintf(p.out, "berth %s (agent API %s, %s)\n", v.Berth, v.API, v.Go)
+		if v.Server != "" {
+			fmt.Fprintf(p.out, "server %s\n", clean(v.Server))
+		}
+		return nil
+	}
+	return cmd
+}
+
+// serverVersion asks the server, if one is named and answers soon; a version must not need a server.
+func (p *program) serverVersion(ctx context.Context) string {
+	s, err := p.server()
+	if err != nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
+	defer cancel()
+	info, err := s.BuildInfo(ctx)
+	if err != nil {
+		return "unknown: " + client.Explain(err).Error()
+	}
+	return info.Version
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestEscapes(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		in    []string // as separate reads
+		want  string
+		leave bool
+	}{
+		{"plain", []string{"ls -l\r"}, "ls -l\r", false},
+		{"at the start", []string{"~."}, "", true},
+		{"after enter", []string{"ls\r~.ignored"}, "ls\r", true},
+		{"in two reads", []string{"\r~", "."}, "\r", true},
+		{"within a line", []string{"cd ~.\r"}, "cd ~.\r", false},
+		{"two tildes", []string{"~~.\r"}, "~.\r", false},
+		{"home", []string{"~/bin\r"}, "~/bin\r", false},
+		{"held back", []string{"~"}, "", false},
+		{"newline counts too", []string{"x\n~."}, "x\n", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var e escapes
+			var got []byte
+			leave := false
+			for _, in := range tt.in {
+				send, l := e.feed([]byte(in))
+				got, leave = append(got, send...), leave || l
+			}
+			if string(got) != tt.want || leave != tt.leave {
+				t.Errorf("got %q, leave %v; want %q, %v", got, leave, tt.want, tt.leave)
+			}
+		})
+	}
+}
+
+func TestCopyInput(t *testing.T) {
+	var out bytes.Buffer
+	if err := copyInput(&out, strings.NewReader("echo\r~.more")); !errors.Is(err, errLeave) || out.String() != "echo\r" {
+		t.Errorf("got %q, %v", out.String(), err)
+	}
+	out.Reset()
+	if err := copyInput(&out, strings.NewReader("echo")); err != nil || out.String() != "echo" {
+		t.Errorf("got %q, %v", out.String(), err)
+	}
+}
+
+func TestRunes(t *testing.T) {
+	const text = "aä大😀z"
+	for size := 1; size <= len(text); size++ {
+		var got []string
+		r := &runes{send: func(s string) { got = append(got, s) }}
+		for i := 0; i < len(text); i += size {
+			r.Write([]byte(text[i:min(i+size, len(text))]))
+		}
+		if joined := strings.Join(got, ""); joined != text {
+			t.Errorf("in pieces of %d: %q", size, joined)
+		}
+		for _, piece := range got {
+			if piece != strings.ToValidUTF8(piece, "?") {
+				t.Errorf("in pieces of %d: %q is cut within a character", size, piece)
+			}
+		}
+	}
+	// What is no character at all must not be held back for ever.
+	var got []string
+	r := &runes{send: func(s string) { got = append(got, s) }}
+	r.Write([]byte("\xff\x80x"))
+	if diff := cmp.Diff([]string{"\xff\x80x"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
