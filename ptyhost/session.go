@@ -27,7 +27,8 @@ const (
 	// exitBytes is how much of such output is kept: more than the kernel buffers, so all that came before the end is among it.
 	exitBytes = 256 << 10
 
-	readSize = 16 << 10 // Linux gives at most 4 KiB per read of a terminal today
+	readSize   = 4 << 10 // Linux gives no more per read of a terminal
+	idleBuffer = 8 << 10 // what a session that is not flooding may hold on to
 
 	hangupGrace = 3 * time.Second // between hanging a session up and killing it
 )
@@ -92,7 +93,9 @@ func (s *session) run() {
 	wg.Go(func() { status <- s.wait() })
 	stopped := make(chan struct{})
 	wg.Go(func() { s.write(stopped) })
-	s.read()
+	q := newQueue()
+	wg.Go(func() { s.read(q) })
+	s.show(q)
 	// The end of output is not the end of the program: it may have closed its terminal and gone on.
 	exit := <-status
 	close(stopped)
@@ -135,29 +138,47 @@ func (s *session) wait() ExitStatus {
 }
 
 // read takes in output until the last process let go of the terminal (EIO), or until shortly after the program's end.
-func (s *session) read() {
+func (s *session) read(q *queue) {
+	defer q.close()
 	buf := make([]byte, readSize)
 	left := exitBytes
 	for {
 		n, err := s.tty.master.Read(buf)
 		if n > 0 {
-			s.output(buf[:n])
+			q.put(buf[:n])
 		}
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			// The program is gone. What it wrote before is still to be read, but there may be someone else who writes for ever.
-			for left > 0 && s.tty.readable() {
-				s.tty.master.SetReadDeadline(time.Time{})
-				n, err := s.tty.master.Read(buf)
-				s.output(buf[:n])
-				left -= n
-				if err != nil {
-					return
-				}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			if err != nil {
+				return
 			}
+			continue
+		}
+		// The program is gone. What it wrote before is still to be read, but there may be someone else who writes for ever.
+		for left > 0 && s.tty.readable() {
+			s.tty.master.SetReadDeadline(time.Time{})
+			n, err := s.tty.master.Read(buf)
+			q.put(buf[:n])
+			left -= n
+			if err != nil {
+				return
+			}
+		}
+		return
+	}
+}
+
+// show passes on what is read.
+func (s *session) show(q *queue) {
+	var spare []byte
+	for {
+		p, ok := q.take(spare)
+		if !ok {
 			return
-		case err != nil:
-			return
+		}
+		s.output(p)
+		spare = p
+		if cap(spare) > idleBuffer && len(p) < idleBuffer/2 { // a flood is over
+			spare = nil
 		}
 	}
 }

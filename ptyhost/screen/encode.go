@@ -1,6 +1,7 @@
 package screen
 
 import (
+	"slices"
 	"strconv"
 	"unicode/utf8"
 )
@@ -132,7 +133,7 @@ func (e *encoder) color(base int, c color) {
 
 // cells emits columns [from, to) of a row, blanks as spaces.
 func (e *encoder) cells(r *row, from, to int) {
-	for i := from; i < to; i++ {
+	for i := from; i < to; {
 		c := &r.cells[i]
 		if c.style != e.pen {
 			e.setPen(c.style)
@@ -140,7 +141,8 @@ func (e *encoder) cells(r *row, from, to int) {
 		g := c.glyph
 		switch {
 		case g < utf8.RuneSelf && g > 0:
-			e.buf = append(e.buf, byte(g))
+			i += e.ascii(r.cells[i:to])
+			continue
 		case g&glyphTail != 0:
 		case g&glyphMask == 0 && g&glyphCluster == 0:
 			e.buf = append(e.buf, ' ')
@@ -149,7 +151,27 @@ func (e *encoder) cells(r *row, from, to int) {
 		default:
 			e.buf = utf8.AppendRune(e.buf, rune(g&glyphMask))
 		}
+		i++
 	}
+}
+
+// ascii emits the ASCII characters at the start of cells that are in one style, and returns how many they are.
+func (e *encoder) ascii(cells []cell) int {
+	pen := e.pen
+	at := len(e.buf)
+	buf := slices.Grow(e.buf, len(cells))[:at+len(cells)]
+	out := buf[at:]
+	n := 0
+	for n < len(cells) && n < len(out) {
+		c := &cells[n]
+		if c.glyph-1 >= utf8.RuneSelf-1 || c.fg != pen.fg || c.bg != pen.bg || c.attr != pen.attr || c.extra != pen.extra {
+			break
+		}
+		out[n] = byte(c.glyph)
+		n++
+	}
+	e.buf = buf[:at+n]
+	return n
 }
 
 // content returns how many columns of a row must be drawn. A row that wraps is drawn in full, except for a last column left empty because the

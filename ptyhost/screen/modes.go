@@ -45,14 +45,17 @@ func bit(mode int) uint32 {
 var (
 	bitAutowrap = bit(modeAutowrap)
 	bitInsert   = bit(modeInsert)
+	bitNewline  = bit(modeNewline)
 )
 
 func (m *modes) is(mode int) bool {
-	switch mode { // asked for every run of text
+	switch mode { // asked for every run of text and every line
 	case modeAutowrap:
 		return m.set32&bitAutowrap != 0
 	case modeInsert:
 		return m.set32&bitInsert != 0
+	case modeNewline:
+		return m.set32&bitNewline != 0
 	}
 	return m.set32&bit(mode) != 0
 }
