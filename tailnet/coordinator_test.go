@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"testing"
 
 	"github.com/google/uuid"
 
@@ -112,8 +111,3 @@ func (s *hubStream) Close() error {
 }
 
 var _ Stream = tailnetpb.DRPCTailnet_CoordinateClient(nil)
-
-func mustID(t testing.TB) uuid.UUID {
-	t.Helper()
-	return uuid.New()
-}

@@ -225,11 +225,16 @@ func measureAll(s settings, l *link) error {
 	if r.P50, r.P99, err = roundTrips(n, to); err != nil {
 		return err
 	}
-	if r.Up, err = transfer(n, to, kindUp, length); err != nil {
-		return err
-	}
-	if r.Down, err = transfer(n, to, kindDown, length); err != nil {
-		return err
+	for _, t := range []struct {
+		kind  byte
+		speed *float64
+	}{{kindUp, &r.Up}, {kindDown, &r.Down}} {
+		bytes, took, err := transfer(n, to, t.kind, length)
+		if err != nil {
+			return err
+		}
+		r.Bytes += bytes
+		*t.speed = float64(bytes) / 1e6 / took.Seconds()
 	}
 	p, err := n.Ping(ctx, to)
 	if err != nil {
@@ -264,11 +269,11 @@ func open(n *tailnet.Node, to netip.Addr, kind byte) (net.Conn, error) {
 	return c, err
 }
 
-// transfer moves bytes one way for a while and returns MB/s.
-func transfer(n *tailnet.Node, to netip.Addr, kind byte, length time.Duration) (float64, error) {
+// transfer moves bytes one way for a while.
+func transfer(n *tailnet.Node, to netip.Addr, kind byte, length time.Duration) (bytes int64, took time.Duration, err error) {
 	c, err := open(n, to, kind)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer c.Close()
 	move := c.Write
@@ -276,16 +281,15 @@ func transfer(n *tailnet.Node, to netip.Addr, kind byte, length time.Duration) (
 		move = c.Read
 	}
 	buf := make([]byte, block)
-	var total int64
 	start := time.Now()
 	for time.Since(start) < length {
 		size, err := move(buf)
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
-		total += int64(size)
+		bytes += int64(size)
 	}
-	return float64(total) / 1e6 / time.Since(start).Seconds(), nil
+	return bytes, time.Since(start), nil
 }
 
 // roundTrips sends single bytes there and back and returns microseconds.

@@ -17,6 +17,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -55,7 +56,7 @@ func run() error {
 		return fmt.Errorf("cannot start the relay: %w", err)
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "path\tup MB/s\tdown MB/s\tping p50 µs\tp99 µs\tRSS server MB\tRSS client MB\t")
+	fmt.Fprintln(table, "path\tup MB/s\tdown MB/s\tping p50 µs\tp99 µs\tCPU s/GB\tRSS server MB\tRSS client MB\t")
 	for range *rounds {
 		for _, path := range []string{"direct", "relayed"} {
 			if *only != "" && *only != path {
@@ -69,7 +70,7 @@ func run() error {
 			if r.Direct != (path == "direct") {
 				return fmt.Errorf("the %s path was direct=%v at the end", path, r.Direct)
 			}
-			fmt.Fprintf(table, "%s\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t\n", path, r.Up, r.Down, r.P50, r.P99, r.serverRSS, r.clientRSS)
+			fmt.Fprintf(table, "%s\t%.0f\t%.0f\t%.0f\t%.0f\t%.1f\t%.0f\t%.0f\t\n", path, r.Up, r.Down, r.P50, r.P99, r.cpu, r.serverRSS, r.clientRSS)
 		}
 	}
 	return table.Flush()
@@ -80,7 +81,9 @@ type result struct {
 	Up, Down             float64 // MB/s
 	P50, P99             float64 // µs
 	Direct               bool
+	Bytes                int64   // moved by the transfers
 	serverRSS, clientRSS float64 // MB, the most during the transfers
+	cpu                  float64 // seconds of both nodes for each GB moved
 }
 
 // measure runs two nodes until the client has measured.
@@ -118,6 +121,7 @@ func measure(s settings) (result, error) {
 	close(stopped)
 	sampling.Wait()
 	r.serverRSS, r.clientRSS = serverRSS, clientRSS
+	r.cpu = (server.cpu() + client.cpu()) / (float64(r.Bytes) / 1e9)
 	return r, err
 }
 
@@ -182,6 +186,26 @@ func (p *process) introduce(other *process, r *result) error {
 			return err
 		}
 	}
+}
+
+// clockTick is the unit of /proc's processor times on Linux.
+const clockTick = 0.01
+
+// cpu is the processor time that the child has used, in seconds. Unlike a speed
+// it means something on a machine that is doing other work too.
+func (p *process) cpu() float64 {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ") // the name may hold spaces
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseFloat(fields[11], 64)
+	system, _ := strconv.ParseFloat(fields[12], 64)
+	return (user + system) * clockTick
 }
 
 // rss is the child's resident memory in MB.
