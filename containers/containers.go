@@ -4,10 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
-	"net/http"
+	"net"
 	"net/netip"
 	"regexp"
 	"strings"
@@ -29,8 +28,25 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// maxBody bounds what an engine may answer. 10,000 containers with long labels take about 20 MB.
-const maxBody = 64 << 20
+// maxAnswer bounds what an engine may say. 5,000 containers with long labels take about 10 MB.
+const maxAnswer = 32 << 20
+
+var errTooLong = fmt.Errorf("it answered with more than %d MiB", maxAnswer>>20)
+
+// boundedConn is a connection that fails once too much has been read.
+type boundedConn struct {
+	net.Conn
+	left int
+}
+
+func (c *boundedConn) Read(p []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, errTooLong
+	}
+	n, err := c.Conn.Read(p[:min(len(p), c.left)])
+	c.left -= n
+	return n, err
+}
 
 // Lister lists containers. It is safe for concurrent use.
 type Lister struct {
@@ -51,7 +67,7 @@ func New(cfg Config) *Lister {
 }
 
 // List returns the containers of every engine, stopped ones included. An engine that cannot be asked costs a warning and not the list; no engine at
-// all is an empty list. The error is ctx's, if it ended first.
+// all is an empty list that names none. The error is ctx's, if it ended first.
 func (l *Lister) List(ctx context.Context) (wire.Containers, error) {
 	engines, warnings := l.find()
 	answers := make([]struct {
@@ -72,6 +88,7 @@ func (l *Lister) List(ctx context.Context) (wire.Containers, error) {
 	}
 	list := wire.Containers{Devcontainers: []wire.Devcontainer{}, Containers: []wire.Container{}, Warnings: warnings}
 	for i, a := range answers {
+		list.Engines = append(list.Engines, engines[i].name)
 		if a.err != nil {
 			l.log.Debug("a container engine could not be asked", "engine", engines[i].name, "host", engines[i].host, "err", a.err)
 			list.Warnings = append(list.Warnings, l.explain(engines[i], a.err))
@@ -85,15 +102,21 @@ func (l *Lister) List(ctx context.Context) (wire.Containers, error) {
 
 // list asks one engine.
 func (e engine) list(ctx context.Context) ([]wire.Container, error) {
-	options := []client.Opt{
-		client.WithHost(e.host),
-		client.WithHTTPResponseHook(func(r *http.Response) {
-			r.Body = struct {
-				io.Reader
-				io.Closer
-			}{io.LimitReader(r.Body, maxBody), r.Body}
-		}),
+	network, address, _ := strings.Cut(e.host, "://")
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &boundedConn{Conn: conn, left: maxAnswer}, nil
 	}
+	// The client's own words for a failed dial do not say why it failed; the kernel's do.
+	conn, err := dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	conn.Close()
+	options := []client.Opt{client.WithHost(e.host), client.WithDialContext(dial)}
 	if e.tlsFromEnv {
 		options = append([]client.Opt{client.WithTLSClientConfigFromEnv()}, options...)
 	}

@@ -1,0 +1,321 @@
+package containers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/moby/moby/api/types/container"
+	"go.uber.org/goleak"
+
+	"github.com/berthd/berth/wire"
+)
+
+// askVar makes this binary list the engine it names and print the warnings; see TestPermission.
+const askVar = "BERTH_CONTAINERS_TEST_ASK"
+
+func TestMain(m *testing.M) {
+	if host := os.Getenv(askVar); host != "" {
+		got, err := lister(engine{name: "docker", host: host}).List(context.Background())
+		if err != nil {
+			panic(err)
+		}
+		for _, w := range got.Warnings {
+			fmt.Println(w)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// lister lists given engines instead of this machine's.
+func lister(engines ...engine) *Lister {
+	return &Lister{timeout: 20 * time.Second, log: slog.New(slog.DiscardHandler), find: func() ([]engine, []string) { return engines, nil }}
+}
+
+func list(t *testing.T, l *Lister) wire.Containers {
+	t.Helper()
+	got, err := l.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// socket serves connections on a Unix socket until the test ends, and returns its host.
+func socket(t *testing.T, serve func(net.Listener)) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "eng")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var done sync.WaitGroup
+	done.Go(func() { serve(l) })
+	t.Cleanup(func() { l.Close(); done.Wait() })
+	return "unix://" + path
+}
+
+// silentSocket takes connections and never says a word.
+func silentSocket(t *testing.T) string {
+	return socket(t, func(l net.Listener) {
+		var conns []net.Conn
+		defer func() {
+			for _, c := range conns {
+				c.Close()
+			}
+		}()
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns = append(conns, c)
+		}
+	})
+}
+
+func TestNoEngine(t *testing.T) {
+	got, err := json.Marshal(list(t, lister()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"devcontainers":[],"containers":[]}`; string(got) != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	stale := socket(t, func(l net.Listener) { l.(*net.UnixListener).SetUnlinkOnClose(false); l.Close() })
+	web := socket(t, func(l net.Listener) {
+		http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }))
+	})
+	old := socket(t, func(l net.Listener) {
+		http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Api-Version", "1.20") }))
+	})
+	for name, tt := range map[string]struct{ host, want string }{
+		"missing": {"unix:///no/such/socket", "nothing listens there"},
+		"stale":   {stale, "nothing listens there"},
+		"hangs":   {silentSocket(t), "did not answer within 100ms"},
+		"no api":  {web, "invalid character"},
+		"too old": {old, "1.20"},
+		"no host": {"unix", "missing address"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := lister(engine{name: "docker", host: tt.host})
+			l.timeout = 100 * time.Millisecond
+			got := list(t, l)
+			if len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], tt.want) || !strings.Contains(got.Warnings[0], "docker at "+tt.host) {
+				t.Errorf("got %q, want one warning with %q", got.Warnings, tt.want)
+			}
+			if got.Containers == nil {
+				t.Error("no list")
+			}
+		})
+	}
+}
+
+// Root may use any socket, so somebody else tries: this binary, as nobody.
+func TestPermission(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to become somebody else")
+	}
+	host := silentSocket(t)
+	path := strings.TrimPrefix(host, "unix://")
+	if err := errors.Join(os.Chmod(filepath.Dir(path), 0o755), os.Chmod(path, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = []string{askVar + "=" + host}
+	const nobody = 65534
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	got, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "cannot list the containers of docker at " + host + ": this user may not use its socket (join the group that owns it)\n"
+	if string(got) != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := lister(engine{name: "docker", host: silentSocket(t)}).List(ctx); err == nil {
+		t.Error("a cancelled list succeeded")
+	}
+}
+
+// An answer without end is cut off.
+func TestEndlessAnswer(t *testing.T) {
+	endless := socket(t, func(l net.Listener) {
+		http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Api-Version", "1.41")
+			if !strings.HasSuffix(r.URL.Path, "/containers/json") {
+				return
+			}
+			io.WriteString(w, `[{"Id":"`)
+			for chunk := []byte(strings.Repeat("x", 1<<20)); ; {
+				if _, err := w.Write(chunk); err != nil {
+					return
+				}
+			}
+		}))
+	})
+	if got := list(t, lister(engine{name: "docker", host: endless})); len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "more than 32 MiB") {
+		t.Errorf("got %q", got.Warnings)
+	}
+}
+
+func TestConvert(t *testing.T) {
+	var in container.Summary
+	if err := json.Unmarshal([]byte(`{"Id":"abc","Names":["/other/alias","/web"],"Image":"img","Created":1700000000,"State":"paused","Status":"Up 2 hours (Paused)",
+		"Ports":[{"IP":"0.0.0.0","PrivatePort":80,"PublicPort":8080,"Type":"tcp"},{"PrivatePort":53,"Type":"udp"},{"IP":"","PrivatePort":1,"Type":"sctp"}],
+		"Mounts":[{"Type":"volume","Name":"vol","Destination":"/v"},{"Type":"tmpfs","Destination":"/t"},{"Type":"bind","Source":"/s","Destination":"/d"}]}`), &in); err != nil {
+		t.Fatal(err)
+	}
+	want := wire.Container{
+		CreatedAt: time.Unix(1700000000, 0).UTC(), ID: "abc", Name: "web", Image: "img", Labels: map[string]string{}, Running: true, Status: "paused",
+		Ports: []wire.ContainerPort{
+			{Port: 80, Network: "tcp", HostIP: "0.0.0.0", HostPort: 8080}, {Port: 53, Network: "udp"}, {Port: 1, Network: "sctp"},
+		},
+		Volumes: map[string]string{"vol": "/v", "/s": "/d"}, Engine: "docker",
+	}
+	if diff := cmp.Diff(want, convert(in, "docker")); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	for _, tt := range []struct {
+		state   container.ContainerState
+		words   string
+		want    string
+		running bool
+	}{
+		{"running", "Up 3 minutes", "running", true},
+		{"exited", "Exited (0) 3 minutes ago", "exited successfully", false},
+		{"exited", "Exited (137) 3 minutes ago", "exited with code 137", false},
+		{"exited", "Gone", "exited", false},
+		{"created", "Created", "created", false},
+		{"dead", "Dead", "dead", false},
+		{"restarting", "Restarting (1) 3 seconds ago", "restarting", true},
+	} {
+		if got := status(container.Summary{State: tt.state, Status: tt.words}); got != tt.want || running(tt.state) != tt.running {
+			t.Errorf("%s, %s: got %q, running %v", tt.state, tt.words, got, running(tt.state))
+		}
+	}
+}
+
+func TestClashes(t *testing.T) {
+	on := func(name string, ips ...string) wire.Container {
+		c := wire.Container{Name: name, Running: true}
+		for _, ip := range ips {
+			c.Ports = append(c.Ports, wire.ContainerPort{Network: "tcp", Port: 80, HostIP: ip, HostPort: 8080})
+		}
+		return c
+	}
+	got := clashes([]wire.Container{on("a", "0.0.0.0", "::"), on("b", "192.0.2.1"), on("c", ""), on("d", "127.0.0.1")})
+	if diff := cmp.Diff([]string{"port 8080/tcp of this machine is published by several containers: a and d"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestEngines(t *testing.T) {
+	root, err := os.MkdirTemp("", "eng")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(root)
+	listen := func(path string) string {
+		t.Helper()
+		path = filepath.Join(root, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return "unix://" + path
+	}
+	write := func(path, text string) {
+		t.Helper()
+		path = filepath.Join(root, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	env := map[string]string{}
+	s := surroundings{getenv: func(k string) string { return env[k] }, home: filepath.Join(root, "home"), uid: 7, run: []string{filepath.Join(root, "run"), filepath.Join(root, "var")}}
+	check := func(want []engine, wantWarnings ...string) {
+		t.Helper()
+		got, warnings := s.engines()
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(engine{})); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff(wantWarnings, warnings); diff != "" {
+			t.Error(diff)
+		}
+	}
+	check(nil)
+
+	podman := listen("run/podman/podman.sock")
+	if err := os.Symlink("podman/podman.sock", filepath.Join(root, "run/docker.sock")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("run", filepath.Join(root, "var")); err != nil {
+		t.Fatal(err)
+	}
+	rootless := listen("run/user/7/docker.sock")
+	custom := listen("custom.sock")
+	write("home/.docker/contexts/meta/1/meta.json", `{"Name":"mine","Endpoints":{"docker":{"Host":"`+custom+`"}}}`)
+	write("home/.docker/contexts/meta/2/meta.json", `{"Name":"far","Endpoints":{"docker":{"Host":"tcp://example.com:2376"}}}`)
+	write("home/.docker/contexts/meta/3/meta.json", `broken`)
+	write("home/.docker/desktop/docker.sock", "no socket")
+	check([]engine{{name: "podman (root)", host: podman}, {name: "docker (rootless)", host: rootless}, {name: "docker (mine)", host: custom}})
+
+	env["DOCKER_HOST"] = "unix:///no/such"
+	env["CONTAINER_HOST"] = "ssh://far"
+	env["XDG_RUNTIME_DIR"] = filepath.Join(root, "elsewhere")
+	check([]engine{{name: "docker", host: "unix:///no/such"}, {name: "podman (root)", host: podman}, {name: "docker (mine)", host: custom}},
+		"cannot list the containers of the engine in CONTAINER_HOST: only unix:// and tcp:// are understood")
+
+	env["DOCKER_HOST"], env["CONTAINER_HOST"] = "tcp://127.0.0.1:1", ""
+	check([]engine{{name: "docker", host: "tcp://127.0.0.1:1", tlsFromEnv: true}, {name: "podman (root)", host: podman}, {name: "docker (mine)", host: custom}})
+}
+
+func FuzzParseContext(f *testing.F) {
+	f.Add(`{"Name":"mine","Endpoints":{"docker":{"Host":"unix:///x"}}}`)
+	f.Add(`{"Endpoints":null}`)
+	f.Add(`[`)
+	f.Fuzz(func(t *testing.T, text string) {
+		if name, host, err := parseContext(strings.NewReader(text)); err != nil && (name != "" || host != "") {
+			t.Errorf("%q, %q with %v", name, host, err)
+		}
+	})
+}
