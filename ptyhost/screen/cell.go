@@ -10,12 +10,14 @@ const (
 	glyphCluster glyph = 1 << 23 // the low bits number a string in Terminal.clusters
 )
 
-// color is 0 for the default, colorIndexed|n for the palette, colorRGB|0xRRGGBB for a direct colour.
+// color is 0 for the default, colorBasic|n for one of the sixteen that SGR names, colorIndexed|n for the palette, colorRGB|0xRRGGBB for a direct
+// colour. The first sixteen of the palette are the same colours, but some terminals brighten only basic ones when text is bold.
 type color uint32
 
 const (
-	colorIndexed color = 1 << 24
-	colorRGB     color = 2 << 24
+	colorBasic   color = 1 << 24
+	colorIndexed color = 2 << 24
+	colorRGB     color = 3 << 24
 	colorKind    color = 0xff << 24
 )
 

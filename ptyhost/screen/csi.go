@@ -426,13 +426,13 @@ func sgrPlain(pen *style, ex *extra, p int) {
 	}
 	switch {
 	case p >= 30 && p < 38:
-		pen.fg = colorIndexed | color(p-30)
+		pen.fg = colorBasic | color(p-30)
 	case p >= 40 && p < 48:
-		pen.bg = colorIndexed | color(p-40)
+		pen.bg = colorBasic | color(p-40)
 	case p >= 90 && p < 98:
-		pen.fg = colorIndexed | color(p-90+8)
+		pen.fg = colorBasic | color(p-90+8)
 	case p >= 100 && p < 108:
-		pen.bg = colorIndexed | color(p-100+8)
+		pen.bg = colorBasic | color(p-100+8)
 	}
 }
 

@@ -120,9 +120,9 @@ func (e *encoder) color(base int, c color) {
 		num(n >> 16 & 0xff)
 		num(n >> 8 & 0xff)
 		num(n & 0xff)
-	case n < 8 && base < 50:
+	case c&colorKind == colorBasic && n < 8:
 		num(base + n)
-	case n < 16 && base < 50:
+	case c&colorKind == colorBasic:
 		num(base + 60 + n - 8)
 	default:
 		num(base + 8)
