@@ -35,6 +35,7 @@ const (
 	terminalsBudget = 5 * time.Second
 	flushBudget     = 5 * time.Second
 	linkBudget      = 2 * time.Second
+	reporterBudget  = 2 * time.Second
 )
 
 // Run runs an agent until ctx is done and everything is wound up, and returns nil then. It returns
@@ -181,8 +182,9 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 // stages lists the nested lifetimes from the outside in.
 func (a *agent) stages() []stage {
 	return []stage{
+		{name: "reporter", run: a.runReporter, budget: reporterBudget},
 		{name: "link", run: a.link.run, budget: linkBudget},
-		{name: "reporter", run: a.runReporter, budget: flushBudget + time.Second},
+		{name: "last reports", run: a.runFlush, budget: flushBudget + time.Second},
 		{name: "local socket", run: a.local.run, ready: a.local.ready, budget: time.Second},
 		{name: "terminals", run: a.runTerminals, budget: terminalsBudget},
 		{name: "mesh", run: a.runNode, ready: a.mesh.come, budget: meshBudget},
@@ -251,19 +253,26 @@ func (a *agent) token() wire.Secret {
 	return ""
 }
 
-// runReporter keeps the reporter open for all others, and at the end gives it a last chance to
-// deliver.
+// runReporter keeps the reporter open for all others.
 func (a *agent) runReporter(ctx context.Context) error {
 	<-ctx.Done()
-	// The spool keeps logs for the next berthd, and of an agent that is no more nobody wants to hear.
-	if !a.restarting() && !a.changed.Load() {
-		flushCtx, cancel := context.WithTimeout(context.Background(), flushBudget)
-		defer cancel()
-		if err := a.reporter.Flush(flushCtx); err != nil {
-			a.log.Warn("not everything could be reported; what is left is sent after the next start", "error", err)
-		}
-	}
 	return a.reporter.Close()
+}
+
+// runFlush gives reports a last chance to be delivered: it stops when everybody who reports has,
+// and while the link is still up.
+func (a *agent) runFlush(ctx context.Context) error {
+	<-ctx.Done()
+	// The spool keeps logs for the next berthd, and of an agent that is no more nobody wants to hear.
+	if a.restarting() || a.changed.Load() {
+		return nil
+	}
+	flushCtx, cancel := context.WithTimeout(context.Background(), flushBudget)
+	defer cancel()
+	if err := a.reporter.Flush(flushCtx); err != nil {
+		a.log.Warn("not everything could be reported; what is left is sent after the next start", "error", err)
+	}
+	return nil
 }
 
 // runTerminals makes sure that the terminals' process lives before anybody needs it, and ends it

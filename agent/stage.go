@@ -71,9 +71,10 @@ start:
 	for i := len(started) - 1; i >= 0; i-- {
 		s := started[i]
 		s.stop()
-		budget := time.NewTimer(s.budget)
+		budget, began := time.NewTimer(s.budget), time.Now()
 		select {
 		case err := <-s.done:
+			log.Debug("stopped", "part", s.name, "took", time.Since(began))
 			if err != nil && failure == nil {
 				failure = err
 			}
