@@ -118,6 +118,8 @@ type Containers struct {
 	Devcontainers []Devcontainer `json:"devcontainers"`
 	Containers    []Container    `json:"containers"`
 	Warnings      []string       `json:"warnings,omitempty"`
+	// Engines names the engines that were asked, berth's addition. With stock agents it is empty.
+	Engines []string `json:"engines,omitempty"`
 }
 
 // Container is one container beside an agent. Engine is berth's addition.

@@ -219,3 +219,16 @@ func TestExitStatus(t *testing.T) {
 		}
 	}
 }
+
+func TestCommandLine(t *testing.T) {
+	for want, words := range map[string][]string{
+		"":                  nil,
+		"cd /srv && ls *":   {"cd /srv && ls *"},
+		"sh -c 'exit 7'":    {"sh", "-c", "exit 7"},
+		"printf %s '$x' ''": {"printf", "%s", "$x", ""},
+	} {
+		if got := commandLine(words); got != want {
+			t.Errorf("%q becomes %q, want %q", words, got, want)
+		}
+	}
+}

@@ -243,10 +243,10 @@ func (w *walk) containers(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", client.Explain(err)
 	}
-	if len(found.Containers) == 0 && len(found.Warnings) > 0 {
-		return strings.Join(found.Warnings, "; "), nil // such as that there is no container engine
+	if len(found.Engines) == 0 {
+		return "no container engine", nil
 	}
-	return fmt.Sprintf("%d listed", len(found.Containers)), nil
+	return fmt.Sprintf("%d listed by %s", len(found.Containers), strings.Join(found.Engines, ", ")), nil
 }
 
 // logs waits for the last line of the start script.

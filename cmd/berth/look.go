@@ -204,7 +204,10 @@ func (p *program) containersCommand() *cobra.Command {
 		for _, c := range found.Containers {
 			t.add(c.Name, c.ID[:min(shortContainerID, len(c.ID))], c.Status, c.Engine, ago(time.Now(), c.CreatedAt), containerPorts(c.Ports), c.Image)
 		}
-		return p.printTable(&t, "no container runs beside "+clean(agent.Name))
+		if len(found.Engines) == 0 {
+			return p.printTable(&t, clean(agent.Name)+" tells of no container engine")
+		}
+		return p.printTable(&t, "there is no container beside "+clean(agent.Name))
 	}
 	return cmd
 }
@@ -322,6 +325,9 @@ func (l *logPrinter) source(ctx context.Context, id uuid.UUID) string {
 		return name
 	}
 	if a, err := l.server.Agent(ctx, l.agent.ID); err == nil {
+		for _, script := range a.Scripts {
+			l.sources[script.LogSourceID] = script.DisplayName
+		}
 		for _, source := range a.LogSources {
 			l.sources[source.ID] = source.DisplayName
 		}

@@ -33,10 +33,12 @@ func (p *program) sshCommand() *cobra.Command {
 		Long: `Open a shell on an agent, or run a command there, over the mesh.
 
 Without a command, or with -t, a terminal is used if standard input and output are one. Else
-the three streams are carried as they are. The exit code is the command's own, or 255 if it
+the three streams are carried as they are. One word of COMMAND is a line for the shell there; several
+are a program and its arguments, which reach it unchanged. The exit code is the command's own, or 255 if it
 could not be reached. On a terminal, ~. after Enter hangs up.`,
 		Example: `  berth ssh demo
   berth ssh demo -- uname -a
+  berth ssh demo -- 'cd /srv && ls *.log | wc -l'
   tar c . | berth ssh demo -- tar x -C /srv
   berth ssh -t demo -- top`,
 		Args:              wantArgs(1, -1),
@@ -64,9 +66,22 @@ could not be reached. On a terminal, ~. after Enter hangs up.`,
 		}
 		terminal := !*noTTY && (*tty || len(command) == 0) &&
 			term.IsTerminal(int(p.in.Fd())) && term.IsTerminal(int(p.out.Fd()))
-		return p.ssh(cmd.Context(), name, strings.Join(command, " "), terminal, *wait)
+		return p.ssh(cmd.Context(), name, commandLine(command), terminal, *wait)
 	}
 	return cmd
+}
+
+// commandLine returns what the remote shell is to run. The words of a program's arguments are quoted, so
+// that sh -c 'exit 7' means there what it means here.
+func commandLine(words []string) string {
+	if len(words) == 1 {
+		return words[0]
+	}
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = shellQuote(w)
+	}
+	return strings.Join(quoted, " ")
 }
 
 // ssh runs a command, or a login shell if it is empty, and ends as that does.

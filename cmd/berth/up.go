@@ -118,9 +118,9 @@ func stopped(ctx context.Context, err error) error {
 	return nil
 }
 
-// tellSteps tells each step until the agent is ready and can be reached.
+// tellSteps tells each step until the agent is ready and can be reached, whichever comes first.
 func (p *program) tellSteps(ctx context.Context, s *stack, tell func(string, ...any)) error {
-	for {
+	for joined, ready := false, false; !joined || !ready; {
 		e, err := s.next(ctx)
 		if err != nil {
 			return err
@@ -139,11 +139,13 @@ func (p *program) tellSteps(ctx context.Context, s *stack, tell func(string, ...
 			}
 			m.Close()
 			tell("tailnet joined (%s)", way)
+			joined = true
 		case stepReady:
 			tell("ready")
-			return nil
+			ready = true
 		}
 	}
+	return nil
 }
 
 // inWords is what a step says of itself, in brackets.
