@@ -491,3 +491,34 @@ func TestServeEnds(t *testing.T) {
 		}
 	})
 }
+
+// BenchmarkNodeUpdate measures one node of an agent going out to all its clients.
+func BenchmarkNodeUpdate(b *testing.B) {
+	for _, clients := range []int{1, 1000} {
+		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
+			h := alone("r1").hub
+			var links []*link
+			for i := range clients {
+				id := uuid.NewSHA1(uuid.NameSpaceOID, fmt.Append(nil, i))
+				p, err := h.join(Peer{id, ClientAuth(agent1)})
+				if err != nil {
+					b.Fatal(err)
+				}
+				h.handle(p, add(agent1))
+				links = append(links, p.link)
+			}
+			agent, err := h.join(Peer{agent1, AgentAuth(agent1)})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for i := int64(1); b.Loop(); i++ {
+				h.handle(agent, update1(agentNode(agent1, i)))
+				h.outgoing()
+				for _, l := range links {
+					<-l.queue
+				}
+			}
+		})
+	}
+}

@@ -88,8 +88,10 @@ func (h *hub) receive(f frame, events []event, now time.Time) {
 			h.log.Info("replica found", "replica", f.From)
 		} else if r.seq++; r.seq != f.Seq {
 			h.log.Warn("replica's events were missed", "replica", f.From, "expected", r.seq, "got", f.Seq)
+			if !r.behind { // else tick asks again: many gaps are a sign of too much traffic already
+				h.asking[f.From] = true
+			}
 			r.seq, r.behind, r.syncing = f.Seq, true, false
-			h.asking[f.From] = true
 		}
 		r.seen = now
 		for _, ev := range events {
