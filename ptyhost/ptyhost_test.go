@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/berthd/berth/ptyhost/screen"
 )
 
 // TestByteForByte wants the creator of a session to get exactly what the program wrote.
@@ -469,4 +471,40 @@ func BenchmarkBulk(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestLateTerminal drives vim with two viewers, one of whom comes and goes, and wants both to be shown the same.
+func TestLateTerminal(t *testing.T) {
+	if _, err := exec.LookPath("vim"); err != nil {
+		t.Skip("vim is not installed")
+	}
+	c := startTestHost(t)
+	id := uuid.NewString()
+	create := &CreateRequest{Argv: []string{"vim", "-u", "NONE", "-N", "-n", "-i", "NONE", "-c", "syntax on", "-c", "set ruler mouse=a", "session.go"}, Dir: ".", Env: testEnv}
+	stayed := watch(t, attach(t, c, AttachRequest{ID: id, Create: create}))
+	stayed.expect(t, "Top")
+	keys := []string{"\x06", "/func\r", "dd", "o漢字 e\u0301 wörld\x1b", ":split\r", "\x15", "ggVG", "\x1b"}
+	for i, key := range keys {
+		fmt.Fprint(stayed, key)
+		mark := fmt.Sprintf("mark %d", i)
+		fmt.Fprintf(stayed, ":echo '%s' . nr2char(46)\r", mark)
+		stayed.expect(t, mark+".") // as the command's output, not its echo
+		late := watch(t, attach(t, c, AttachRequest{ID: id}))
+		late.expect(t, mark+".")
+		eventually(t, "both show the same", func() bool {
+			a, _ := stayed.output()
+			b, _ := late.output()
+			return screenOf(a) == screenOf(b)
+		})
+		late.Close()
+	}
+	fmt.Fprint(stayed, ":qa!\r")
+	wantExit(t, stayed.Attachment, ExitStatus{})
+}
+
+// screenOf renders output canonically. That the model reads it right is for the tests of package screen to show.
+func screenOf(output []byte) string {
+	term := screen.New(screen.Config{Lines: -1})
+	term.Write(output)
+	return string(term.Snapshot(screen.View{}))
 }
