@@ -210,11 +210,14 @@ func (l logChannel) backlog() int64                             { return l.spool
 func (l logChannel) deliver(ctx context.Context, on link) error { return l.deliverLogs(ctx, on) }
 
 // Deliver sends what waits and what comes over one link, whose server has the given version, until
-// ctx ends (nil) or a call fails in a way that only a new link can mend. What the link did not carry
-// is kept for the next Deliver. The caller ends ctx when the link dies.
+// ctx ends or the reporter is closed (nil), or a call fails in a way that only a new link can mend.
+// What the link did not carry is kept for the next Deliver. The caller ends ctx when the link dies.
 func (r *Reporter) Deliver(ctx context.Context, api API, version wire.Version) error {
 	r.delivering.Lock()
 	defer r.delivering.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(r.open, cancel)()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, c := range r.channels() {
 		group.Go(func() error { return c.deliver(ctx, link{api, version}) })
