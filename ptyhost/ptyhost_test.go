@@ -483,7 +483,7 @@ func TestLateTerminal(t *testing.T) {
 	create := &CreateRequest{Argv: []string{"vim", "-u", "NONE", "-N", "-n", "-i", "NONE", "-c", "syntax on", "-c", "set ruler mouse=a", "session.go"}, Dir: ".", Env: testEnv}
 	stayed := watch(t, attach(t, c, AttachRequest{ID: id, Create: create}))
 	stayed.expect(t, "Top")
-	keys := []string{"\x06", "/func\r", "dd", "o漢字 e\u0301 wörld\x1b", ":split\r", "\x15", "ggVG", "\x1b"}
+	keys := []string{"\x06", "/func\r", "dd", "o漢字 e\u0301 wörld\x1b", ":split\r", "\x15", "ggVG\x1b"}
 	for i, key := range keys {
 		fmt.Fprint(stayed, key)
 		mark := fmt.Sprintf("mark %d", i)
