@@ -30,7 +30,7 @@ type fixture struct {
 }
 
 // serve starts a server that ends with the test. change may be nil.
-func serve(t *testing.T, change func(*Config), tune ...func(*limits)) *fixture {
+func serve(t testing.TB, change func(*Config), tune ...func(*limits)) *fixture {
 	t.Helper()
 	f := &fixture{dir: t.TempDir()}
 	// Sockets have short paths.
@@ -76,7 +76,7 @@ func serve(t *testing.T, change func(*Config), tune ...func(*limits)) *fixture {
 func port(a *net.TCPAddr) string { return strings.TrimPrefix(a.String(), a.IP.String()+":") }
 
 // terminals runs a real terminal host until the test ends.
-func terminals(t *testing.T) *ptyhost.Client {
+func terminals(t testing.TB) *ptyhost.Client {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "pty")
 	if err != nil {
@@ -93,7 +93,7 @@ func terminals(t *testing.T) *ptyhost.Client {
 }
 
 // background runs f until the test ends, and then waits for it.
-func background(t *testing.T, f func(context.Context) error) {
+func background(t testing.TB, f func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- f(ctx) }()
@@ -106,7 +106,7 @@ func background(t *testing.T, f func(context.Context) error) {
 }
 
 // command is one of OpenSSH's programs, set up to reach the server.
-func (f *fixture) command(t *testing.T, program string, args ...string) *exec.Cmd {
+func (f *fixture) command(t testing.TB, program string, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)

@@ -288,6 +288,30 @@ func halfCloser(t *testing.T, network, address string) net.Addr {
 	return l.Addr()
 }
 
+// echoer listens, and sends back what it gets.
+func echoer(t testing.TB) net.Addr {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				io.Copy(conn, conn)
+			})
+		}
+	})
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	return l.Addr()
+}
+
 // checkHalfClose sends data through a forward to a halfCloser and wants its answer.
 func checkHalfClose(t *testing.T, network, address string) {
 	t.Helper()

@@ -20,7 +20,7 @@ import (
 )
 
 // dial connects Go's own client, for what OpenSSH's cannot be made to do.
-func (f *fixture) dial(t *testing.T) *ssh.Client {
+func (f *fixture) dial(t testing.TB) *ssh.Client {
 	t.Helper()
 	c, err := ssh.Dial("tcp", f.addr.String(), &ssh.ClientConfig{User: "x", HostKeyCallback: ssh.FixedHostKey(f.cfg.HostKey.PublicKey())})
 	if err != nil {
