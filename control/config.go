@@ -77,35 +77,30 @@ func (s *Server) apply(ctx context.Context, declared []declaration) error {
 	for _, a := range existing {
 		byName[strings.ToLower(a.Name)] = a
 	}
+	known := make(map[uuid.UUID]store.Agent, len(existing))
+	for _, a := range existing {
+		known[a.ID] = a
+	}
+	var agents []store.Agent
 	keep := make(map[uuid.UUID]bool)
 	for _, d := range declared {
-		old, known := byName[strings.ToLower(d.name)]
-		if known && !old.FromFile {
+		namesake, taken := byName[strings.ToLower(d.name)]
+		if taken && !namesake.FromFile {
 			return fmt.Errorf("cannot declare agent %q: one of that name was made by hand; delete it or choose another name", d.name)
 		}
 		id := d.id
 		switch {
-		case id == uuid.Nil && known:
-			id = old.ID
+		case id == uuid.Nil && taken:
+			id = namesake.ID
 		case id == uuid.Nil:
 			// Any server of this deployment comes to the same id.
 			id = uuid.NewSHA1(s.id, []byte("agent:"+strings.ToLower(d.name)))
 		}
 		keep[id] = true
 		now := time.Now().UTC()
-		a := store.Agent{ID: id, Name: d.name, CreatedAt: now, UpdatedAt: now, FromFile: true, Spec: d.spec(id)}
-		if known && old.ID == id {
-			a.CreatedAt = old.CreatedAt
-			if old.Name == a.Name && reflect.DeepEqual(old.Spec, a.Spec) {
-				continue
-			}
-		}
-		if err := s.store.PutAgent(ctx, a); err != nil {
-			return fmt.Errorf("cannot declare agent %q: %w", d.name, err)
-		}
-		s.links.endWhere(func(k *link) bool { return k.agent == id })
-		s.log.Info("declared an agent", "agent", a.Name, "id", a.ID)
+		agents = append(agents, store.Agent{ID: id, Name: d.name, CreatedAt: now, UpdatedAt: now, FromFile: true, Spec: d.spec(id)})
 	}
+	// Those that go, go first: their names may be wanted.
 	for _, a := range existing {
 		if a.FromFile && !keep[a.ID] {
 			if err := s.store.DeleteAgent(ctx, a.ID); err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -113,6 +108,20 @@ func (s *Server) apply(ctx context.Context, declared []declaration) error {
 			}
 			s.log.Info("took away an agent that is no longer declared", "agent", a.Name)
 		}
+	}
+	for _, a := range agents {
+		old, ok := known[a.ID]
+		if ok {
+			a.CreatedAt = old.CreatedAt
+		}
+		if ok && old.FromFile && old.Name == a.Name && reflect.DeepEqual(old.Spec, a.Spec) {
+			continue
+		}
+		if err := s.store.PutAgent(ctx, a); err != nil {
+			return fmt.Errorf("cannot declare agent %q: %w", a.Name, err)
+		}
+		s.links.endWhere(func(k *link) bool { return k.agent == a.ID })
+		s.log.Info("declared an agent", "agent", a.Name, "id", a.ID)
 	}
 	return nil
 }
