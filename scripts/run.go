@@ -105,6 +105,12 @@ func (r *Runner) execute(ctx context.Context, s *agentpb.WorkspaceAgentScript, s
 		defer cancel()
 	}
 	cmd := spec.Cmd(ctx)
+	var hungUp time.Time
+	hangUp := cmd.Cancel
+	cmd.Cancel = func() error {
+		hungUp = time.Now()
+		return hangUp()
+	}
 	cmd.Stdout, cmd.Stderr = files.stdout.write, files.stderr.write
 	if err := cmd.Start(); err != nil {
 		return o, fmt.Errorf("cannot start the script: %w", err)
@@ -122,15 +128,15 @@ func (r *Runner) execute(ctx context.Context, s *agentpb.WorkspaceAgentScript, s
 		o.status = agentpb.Timing_TIMED_OUT
 		r.note(source, agentpb.Log_ERROR, fmt.Sprintf("[berth: the script was ended because it ran for longer than %s]", s.GetTimeout().AsDuration()))
 	}
-	if ctx.Err() != nil {
-		r.following.Go(func() { r.endGroup(cmd) })
+	if !hungUp.IsZero() { // what the process left of its group has been hung up too
+		r.following.Go(func() { r.endGroup(cmd, time.Until(hungUp.Add(shell.HangupGrace))) })
 	}
 	return o, nil
 }
 
-// endGroup waits for the rest of a hung-up process group, and kills what does not end.
-func (r *Runner) endGroup(cmd *exec.Cmd) {
-	deadline := time.NewTimer(shell.HangupGrace)
+// endGroup waits for the rest of a hung-up process group, and kills what does not end in time.
+func (r *Runner) endGroup(cmd *exec.Cmd, grace time.Duration) {
+	deadline := time.NewTimer(grace)
 	defer deadline.Stop()
 	tick := time.NewTicker(groupPoll)
 	defer tick.Stop()
