@@ -34,8 +34,17 @@ type link struct {
 	stop func() bool // ends ctx's power over the connection
 }
 
-// open connects and sends hello and one request. A request of no bytes only says hello.
+// open connects and sends hello and one request. A request of no bytes only says hello. A host that dies meanwhile resets the connection; dialling
+// again then tells that nobody is there, which callers know how to mend.
 func (c *Client) open(ctx context.Context, request []byte) (*link, error) {
+	l, err := c.try(ctx, request)
+	if err != nil && gone(err) {
+		return c.try(ctx, request)
+	}
+	return l, err
+}
+
+func (c *Client) try(ctx context.Context, request []byte) (*link, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", c.socket)
 	if err != nil {

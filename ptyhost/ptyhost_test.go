@@ -302,8 +302,8 @@ func TestStuckInput(t *testing.T) {
 		typed <- err
 	}()
 	eventually(t, "a full window", func() bool {
-		a.mu.Lock()
-		defer a.mu.Unlock()
+		a.Attachment.mu.Lock()
+		defer a.Attachment.mu.Unlock()
 		return a.room == 0
 	})
 	if err := a.Resize(Size{11, 22}); err != nil {
