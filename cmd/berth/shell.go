@@ -89,6 +89,7 @@ type shell struct {
 	in, out *os.File
 	command string
 	id      uuid.UUID
+	screen  altScreen // of our terminal
 
 	mu   sync.Mutex // also held while writing to conn
 	conn net.Conn   // the present attachment, nil while there is none
@@ -101,7 +102,7 @@ func (s *shell) run(ctx context.Context) error {
 		return err
 	}
 	defer func() {
-		io.WriteString(s.out, undoModes+"\r\n")
+		io.WriteString(s.out, s.screen.leave()+undoModes+"\r\n")
 		local.Close()
 	}()
 	ctx, stop := context.WithCancelCause(ctx)
@@ -165,6 +166,7 @@ func (s *shell) attach(ctx context.Context, size windowSize, again bool) error {
 			if first && again {
 				io.WriteString(s.out, "\x1b[H\x1b[2J") // the notice and whatever stood beside it
 			}
+			s.screen.see(buf[:n])
 			if _, err := s.out.Write(buf[:n]); err != nil {
 				return err
 			}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"sync"
 	"syscall"
 
@@ -65,9 +66,9 @@ func (t *terminal) follow() {
 	}
 }
 
-// undoModes switches off what a full-screen program may have left on: the alternate screen, mouse
-// reports, bracketed paste, application keys, a hidden cursor, colours.
-const undoModes = "\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[?1l\x1b>\x1b[?25h\x1b[0m"
+// undoModes switches off what a full-screen program may have left on: mouse reports, bracketed paste,
+// application keys, a hidden cursor, colours. The alternate screen is left by [altScreen.leave].
+const undoModes = "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[?1l\x1b>\x1b[?25h\x1b[0m"
 
 // Close restores the terminal; more than once does no harm.
 func (t *terminal) Close() error {
@@ -78,6 +79,34 @@ func (t *terminal) Close() error {
 		err = term.Restore(int(t.in.Fd()), t.saved)
 	})
 	return err
+}
+
+// altScreen follows whether a terminal shows its alternate screen, by the output that goes to it.
+// Leaving that screen also moves the cursor, so it must not be done for good measure.
+type altScreen struct {
+	tail  []byte // the end of what was seen, where a sequence may have been cut
+	shown bool
+}
+
+var altSwitch = regexp.MustCompile(`\x1b\[\?(?:1049|1047|47)([hl])`)
+
+// maxAltSwitch is the length of the longest of these sequences.
+const maxAltSwitch = len("\x1b[?1049h")
+
+func (a *altScreen) see(output []byte) {
+	data := append(a.tail, output...)
+	if all := altSwitch.FindAllSubmatch(data, -1); len(all) > 0 {
+		a.shown = all[len(all)-1][1][0] == 'h'
+	}
+	a.tail = append([]byte(nil), data[max(0, len(data)-maxAltSwitch+1):]...)
+}
+
+// leave returns what brings the normal screen back, if it is not shown.
+func (a *altScreen) leave() string {
+	if a.shown {
+		return "\x1b[?1049l"
+	}
+	return ""
 }
 
 // errLeave says that the person typed ~. at the start of a line.

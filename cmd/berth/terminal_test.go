@@ -77,3 +77,19 @@ func TestRunes(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestAltScreen(t *testing.T) {
+	const output = "a\x1b[?1049hb\x1b[?25l"
+	for cut := range len(output) {
+		var a altScreen
+		a.see([]byte(output[:cut]))
+		a.see([]byte(output[cut:]))
+		if a.leave() == "" {
+			t.Errorf("cut at %d: the switch is not seen", cut)
+		}
+		a.see([]byte("x\x1b[?1049l$ "))
+		if a.leave() != "" {
+			t.Errorf("cut at %d: the switch back is not seen", cut)
+		}
+	}
+}
