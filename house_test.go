@@ -54,7 +54,7 @@ var owners = map[string][]string{
 	"tailscale.com":                 {"tailnet", "tailnet/relay"},
 	"gvisor.dev/gvisor":             {"tailnet"},
 	"github.com/hashicorp/yamux":    {"wire/rpc"},
-	"github.com/coder/websocket":    {"client", "control", "agent"},
+	"github.com/coder/websocket":    {"client", "control", "agent", "tailnet"},
 	"github.com/nats-io":            {"control/store", "control/coordinator"},
 	"github.com/moby/moby":          {"containers"},
 	"github.com/creack/pty":         {"ptyhost"},
@@ -66,8 +66,8 @@ var owners = map[string][]string{
 	"github.com/cakturk/go-netstat": {"ports"},
 	"github.com/mdlayher/netlink":   {"ports"},
 	"go.yaml.in/yaml/v3":            {"control"},
-	"github.com/charmbracelet":      {"ptyhost", "ptyhost/screen"},
-	"github.com/robfig/cron":        {"scripts"},
+	"github.com/mattn/go-runewidth": {"ptyhost/screen", "cmd/berth"},
+	"github.com/robfig/cron":        {"scripts", "control"},
 	"github.com/fsnotify/fsnotify":  {"control"},
 }
 

@@ -1,4 +1,5 @@
-// Command berthd is the workspace agent.
+// Command berthd is the workspace agent: it proves which machine it is, joins the mesh, and serves
+// terminals, SSH, ports and containers there. Its command line is in package internal/berthd.
 package main
 
 import (
