@@ -90,7 +90,9 @@ dependencies() {
 	}
 }
 
-berthd_modules() { go list -deps -f '{{with .Module}}{{.Path}}{{end}}' ./cmd/berthd | sort -u; }
+berthd_modules() {
+	go list -deps -tags "$(cat cmd/berthd/tags.txt)" -f '{{with .Module}}{{.Path}}{{end}}' ./cmd/berthd | sort -u
+}
 
 dependencies-update() { berthd_modules >cmd/berthd/dependencies.txt; }
 
