@@ -141,7 +141,7 @@ func (l *link) explain(ctx context.Context, err error) {
 // lost tells that a session ended. A short one is a trouble like a failed dial; a long one is news.
 func (l *link) lost(held time.Duration, err error) {
 	if held < lasted && !errors.Is(err, errClockJumped) && !errors.Is(err, errAgentChanged) {
-		l.trouble.report(fmt.Sprintf("the control server ended the link at once: %v", err), "see the server's log; berthd keeps trying")
+		l.trouble.report(fmt.Sprintf("the link to the control server was lost as soon as it was made: %v", err), "see the server's log if this goes on")
 	} else {
 		l.log.Info("the link to the control server is lost; linking anew", "after", held.Round(time.Second), "reason", err)
 	}

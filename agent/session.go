@@ -55,7 +55,14 @@ func (d duties) run(ctx context.Context) error {
 	g.Go(func() error { return a.coordinate(ctx, up.Tailnet) })
 	g.Go(func() error { return a.followRelayMaps(ctx, up.Tailnet) })
 	g.Go(func() error { return a.reportStats(ctx, up.Agent) })
-	return g.Wait()
+	err = g.Wait()
+	select {
+	case <-up.Done():
+		// Every call fails when the connection does; which of them noticed first says nothing.
+		return errLinkClosed
+	default:
+		return err
+	}
 }
 
 // takeManifest asks who we are and puts the answer in force.
