@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
@@ -273,18 +272,14 @@ func TestCloseEndsDeliver(t *testing.T) {
 }
 
 func TestTooManyReportsDropTheOldest(t *testing.T) {
-	s := newServer(t)
 	r := open(t, Config{})
-	for range maxConnections + 7 {
-		r.Connection(&agentpb.Connection{})
+	for i := range maxConnections + 7 {
+		r.Connection(&agentpb.Connection{StatusCode: int32(i)})
 	}
-	link1(t, r, s, wire.CurrentVersion)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if err := r.Flush(ctx); err != nil {
-		t.Fatal(err)
+	if got := r.connections.backlog(); got != maxConnections {
+		t.Errorf("%d are kept, want %d", got, maxConnections)
 	}
-	if s.connections != maxConnections {
-		t.Errorf("%d arrived, want %d", s.connections, maxConnections)
+	if first := r.connections.peek()[0].value.GetStatusCode(); first != 7 {
+		t.Errorf("the oldest kept is number %d, want 7", first)
 	}
 }

@@ -195,11 +195,12 @@ func TestBoundKeepsFirstAndLast(t *testing.T) {
 				cfg.Dir = t.TempDir()
 			}
 			r := open(t, cfg)
-			const total = 200_000
+			const total = 60_000 // of some 150 bytes each on disk
+			pad := strings.Repeat("x", 80)
 			w := r.Writer(sourceA, agentpb.Log_INFO)
 			var buf bytes.Buffer
 			for i := 1; i <= total; i++ {
-				fmt.Fprintf(&buf, "line %d\n", i)
+				fmt.Fprintf(&buf, "line %d %s\n", i, pad)
 				if i%100 == 0 {
 					if _, err := buf.WriteTo(w); err != nil {
 						t.Fatal(err)
@@ -227,7 +228,7 @@ func TestBoundKeepsFirstAndLast(t *testing.T) {
 					gaps++
 					continue
 				}
-				if want := fmt.Sprintf("line %d", next); line != want {
+				if want := fmt.Sprintf("line %d %s", next, pad); line != want {
 					t.Fatalf("got %q, want %q", line, want)
 				}
 				next++
