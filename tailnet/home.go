@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/berthd/berth/wire/tailnetpb"
 )
 
@@ -121,7 +123,14 @@ func (n *Node) SetDERPMap(m *tailnetpb.DERPMap) error {
 	if err != nil {
 		return err
 	}
+	rm.source = proto.CloneOf(m)
 	n.mu.Lock()
+	if n.relays != nil && proto.Equal(n.relays.source, m) {
+		// Servers send the map anew on each connection. Relays that stay the
+		// same keep their connections.
+		n.mu.Unlock()
+		return nil
+	}
 	n.relays = rm
 	home := n.state.home
 	gone := home != 0 && rm.regions[home] == nil
@@ -133,7 +142,6 @@ func (n *Node) SetDERPMap(m *tailnetpb.DERPMap) error {
 	if gone {
 		n.fire()
 	}
-	n.applyRelays()
 	select {
 	case n.remeasure <- struct{}{}:
 	default:
@@ -141,10 +149,9 @@ func (n *Node) SetDERPMap(m *tailnetpb.DERPMap) error {
 	return nil
 }
 
-// applyRelays hands the map and the home to the library.
+// applyRelays hands the map and the home to the library. Only chooseHome's
+// goroutine does, so that changes keep their order.
 func (n *Node) applyRelays() {
-	n.applyMu.Lock()
-	defer n.applyMu.Unlock()
 	n.mu.Lock()
 	rm, home := n.relays, n.state.home
 	n.mu.Unlock()
@@ -177,6 +184,7 @@ func (n *Node) chooseHome() {
 			if rm != settled {
 				rm.settleFamilies(n.ctx)
 				settled = rm
+				n.applyRelays()
 			}
 			round, err := n.measure(rm.regions)
 			if len(round) == 0 {

@@ -149,7 +149,8 @@ func childNode() error {
 			return err
 		}
 		go echo(l)
-		return n.CoordinateAgent(context.Background(), s)
+		n.CoordinateAgent(context.Background(), s) // until the parent closes our input
+		return s.in.Err()
 	}
 	go func() { ended <- n.CoordinateClient(context.Background(), s, uuid.MustParse(peer)) }()
 	to := wire.AgentAddr(uuid.MustParse(peer))

@@ -41,8 +41,6 @@ type Node struct {
 	changed chan struct{}
 	closed  bool
 	relays  *relayMap
-	// applyMu keeps one change of relays from overtaking another.
-	applyMu sync.Mutex
 	// remeasure asks the home chooser for a round at once.
 	remeasure chan struct{}
 }

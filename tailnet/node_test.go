@@ -393,6 +393,19 @@ func TestDERPMapChange(t *testing.T) {
 		}
 	}
 
+	// The same map again changes nothing.
+	client.mu.Lock()
+	before := client.relays
+	client.mu.Unlock()
+	if err := client.SetDERPMap(mapOf(two.region(2))); err != nil {
+		t.Fatal(err)
+	}
+	client.mu.Lock()
+	if client.relays != before {
+		t.Error("an equal map replaced the old one")
+	}
+	client.mu.Unlock()
+
 	// The same region elsewhere: connections to the old relay must end.
 	moved := startRelay(t, nil)
 	for _, n := range []*testNode{agent, client} {

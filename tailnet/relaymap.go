@@ -58,6 +58,7 @@ func (r relayNode) url(path string) *url.URL {
 
 // relayMap is a relay map taken apart: relays to go through, and STUN servers.
 type relayMap struct {
+	source  *tailnetpb.DERPMap
 	regions map[int]*region
 	stun    []*tailcfg.DERPNode
 }

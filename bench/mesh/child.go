@@ -168,7 +168,11 @@ func serve(s settings, l *link) error {
 			go serveConn(c)
 		}
 	}()
-	return n.CoordinateAgent(context.Background(), l)
+	err = n.CoordinateAgent(context.Background(), l)
+	if l.in.Err() == nil {
+		return nil // the parent has closed our input: all is measured
+	}
+	return err
 }
 
 func serveConn(c net.Conn) {
