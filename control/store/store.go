@@ -46,14 +46,18 @@ type LogLimits struct {
 	Total int64
 	// Keep is how many bytes of output are kept for one agent before its oldest lines go; 0 means 64 MiB.
 	Keep int64
-	// Bytes bounds the log of all agents on disk, Age the time a line is kept; 0 means 8 GiB and 30 days.
+	// Bytes bounds the log of all agents, Age the time a line is kept; 0 means 8 GiB (256 MiB when all
+	// is in memory) and 30 days.
 	Bytes int64
 	Age   time.Duration
 }
 
-func (l LogLimits) withDefaults() LogLimits {
+func (l LogLimits) withDefaults(memory bool) LogLimits {
 	if l.Keep == 0 {
 		l.Keep = 64 << 20
+	}
+	if l.Bytes == 0 && memory {
+		l.Bytes = 256 << 20
 	}
 	if l.Bytes == 0 {
 		l.Bytes = 8 << 30
@@ -75,6 +79,8 @@ type Options struct {
 	Logs     LogLimits
 	Log      *slog.Logger
 }
+
+func (o Options) inMemory() bool { return o.Dir == "" && o.URL == "" }
 
 // Store is the state of a control server. Its methods may be called at the same time.
 type Store struct {
@@ -121,7 +127,7 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if opts.Replicas == 0 {
 		opts.Replicas = 1
 	}
-	opts.Logs = opts.Logs.withDefaults()
+	opts.Logs = opts.Logs.withDefaults(opts.inMemory())
 	s := &Store{opts: opts}
 	defer func() {
 		if err != nil {
@@ -190,7 +196,7 @@ func redactURL(list string) string {
 
 func (s *Store) create(ctx context.Context) error {
 	storage := jetstream.FileStorage
-	if s.opts.Dir == "" && s.opts.URL == "" {
+	if s.opts.inMemory() {
 		storage = jetstream.MemoryStorage
 	}
 	for _, b := range []struct {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/nats-io/nats-server/v2/server"
 	"go.uber.org/goleak"
 
 	"github.com/berthd/berth/wire"
@@ -289,6 +290,95 @@ func (s *Store) appendUntilStored(ctx context.Context, agent uuid.UUID, b LogBat
 		err := s.appendLogs(ctx, agent, logSubject(agent)+"."+b.Spool.String()+"."+b.Source.String(), b)
 		if !conflict(err) {
 			return err
+		}
+	}
+}
+
+// TestCluster runs two servers on one NATS server outside of them: both see and number the same log.
+func TestCluster(t *testing.T) {
+	ns, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.Start()
+	t.Cleanup(func() {
+		ns.Shutdown()
+		ns.WaitForShutdown()
+	})
+	if !ns.ReadyForConnections(10 * time.Second) {
+		t.Fatal("no NATS server")
+	}
+	a, b, ctx := open(t, Options{URL: ns.ClientURL()}), open(t, Options{URL: ns.ClientURL()}), t.Context()
+	agent, source, spool := testAgent("shared"), uuid.New(), uuid.New()
+	if err := a.CreateAgent(ctx, agent); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.CreateAgent(ctx, testAgent("shared")); !errors.Is(err, ErrExists) {
+		t.Errorf("the same name on the other server: %v", err)
+	}
+	token, err := a.MintToken(ctx, agent.ID, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := b.Token(ctx, token); err != nil || got.AgentID != agent.ID {
+		t.Errorf("token on the other server: %v", err)
+	}
+	id := func(s *Store) string {
+		v, err := s.Once(ctx, "id", func() ([]byte, error) { return []byte(uuid.NewString()), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(v)
+	}
+	if id(a) != id(b) {
+		t.Error("two ids of one deployment")
+	}
+	// The agent's link moves while its first batch is still on the way: both servers store it at once.
+	follow, stop := context.WithCancel(ctx)
+	defer stop()
+	seen := make(chan string, 1000)
+	go func() {
+		defer close(seen)
+		for entries, err := range b.FollowLogs(follow, agent.ID, 0) {
+			if err != nil {
+				t.Error(err)
+			}
+			for _, e := range entries {
+				seen <- e.Output
+			}
+		}
+	}()
+	var want []string
+	for i := range 100 {
+		want = append(want, fmt.Sprint(i))
+	}
+	errs := make(chan error, 2)
+	for _, s := range []*Store{a, b} {
+		go func() {
+			for i := 0; i < len(want); i += 10 {
+				batch := LogBatch{Source: source, Spool: spool, First: uint64(i + 1), Lines: lines(want[i : i+10]...)}
+				if err := s.AppendLogs(ctx, agent.ID, batch); err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+	for range 2 {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, _ := logged(t, a, agent.ID, 0)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	for _, line := range want {
+		if s := <-seen; s != line {
+			t.Errorf("followed %q, want %q", s, line)
 		}
 	}
 }
