@@ -113,6 +113,7 @@ func TestUsageErrors(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"statsu", "status"},
 		{"ssh", "NAME"},
+		{"ssh demo -t top", "before demo"},
 		{"ports", "NAME"},
 		{"ports a b", "NAME"},
 		{"agent craete x", "create"},

@@ -40,7 +40,7 @@ the relay both can meet at. State lives in the data directory, or in an external
 that any number of servers share. SIGHUP reads the configuration and the certificate again.`,
 		Example: `  berth serve
   berth serve --listen :443 --access-url https://berth.example.com --tls-cert c.pem --tls-key k.pem
-  berth serve --config agents.yaml --stun :3478
+  berth serve --config agents.yaml --listen :8080 --stun :3478
   BERTH_NATS_URL=nats://nats1:4222 berth serve --listen :8080 --access-url https://berth.example.com`,
 		Args:              wantArgs(0, 0),
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -53,7 +53,7 @@ that any number of servers share. SIGHUP reads the configuration and the certifi
 	f.StringVar(&o.config, "config", "", "YAML file that declares agents; read again when it changes")
 	f.StringVar(&o.natsURL, "nats-url", "", "external NATS cluster for the state (BERTH_NATS_URL, which hides a password in it)")
 	f.IntVar(&o.natsReplicas, "nats-replicas", 1, "how many servers of the cluster hold each record")
-	f.StringVar(&o.stun, "stun", "", "UDP address to answer STUN on, such as :3478, so that nodes behind NAT find direct paths")
+	f.StringVar(&o.stun, "stun", "", "UDP address to answer STUN on, by which nodes behind NAT find direct paths; \"none\" for none (default that of --listen)")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM file of the certificate, to serve https")
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file of its key")
 	f.BoolVar(&o.relayOnly, "relay-only", false, "let agents and clients make no direct connections")
@@ -103,7 +103,7 @@ func (p *program) serve(ctx context.Context, o serveOptions) error {
 	}
 	server, err := control.New(ctx, control.Config{
 		DataDir: dir, NATSURL: o.natsURL, NATSReplicas: o.natsReplicas, AccessURL: access, ConfigFile: o.config,
-		STUNAddr: o.stun, RelayOnly: o.relayOnly, ForceWebSocket: o.forceWS, Version: version(), Log: log,
+		STUNAddr: stunAddr(o.stun, l.Addr(), log), RelayOnly: o.relayOnly, ForceWebSocket: o.forceWS, Version: version(), Log: log,
 	})
 	if err != nil {
 		return err
@@ -164,6 +164,25 @@ func accessURL(given string, addr net.Addr, secure bool) (*url.URL, error) {
 		u.Host = net.JoinHostPort("127.0.0.1", fmt.Sprint(tcp.Port))
 	}
 	return u, nil
+}
+
+// stunAddr returns the address given, none for "none", and for "" the UDP port of the number that is
+// served on, if it is free.
+func stunAddr(given string, served net.Addr, log *slog.Logger) string {
+	switch given {
+	case "none":
+		return ""
+	case "":
+	default:
+		return given
+	}
+	free, err := net.ListenPacket("udp", served.String())
+	if err != nil {
+		log.Warn("cannot answer STUN on the port that is served on, so nodes behind NAT will find fewer direct paths; choose another with --stun", "error", err)
+		return ""
+	}
+	free.Close()
+	return served.String()
 }
 
 // greet tells where the server is, where its key lies, and what to do next.

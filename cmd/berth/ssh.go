@@ -52,8 +52,11 @@ could not be reached. On a terminal, ~. after Enter hangs up.`,
 	wait := waitFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		name, command := args[0], args[1:]
-		if len(command) > 0 && command[0] == "--" {
+		switch {
+		case len(command) > 0 && command[0] == "--":
 			command = command[1:]
+		case len(command) > 0 && strings.HasPrefix(command[0], "-"):
+			return usageError(cmd, fmt.Errorf("cannot tell whose flag %s is: put it before %s if it is berth's, or -- before a command", command[0], name))
 		}
 		if err := checkName(name); err != nil {
 			return &exitError{exitTransport, err}
