@@ -97,5 +97,5 @@ type SessionInfo struct {
 	LastActive time.Time   `json:"last_active"` // last output or input
 	Viewers    int         `json:"viewers"`
 	Size       Size        `json:"size"`
-	Exited     *ExitStatus `json:"exited,omitempty"` // set once the program ended; the session is listed until its last viewer has left
+	Exited     *ExitStatus `json:"exited,omitempty"` // set once the program ended, until someone was told
 }

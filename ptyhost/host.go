@@ -212,11 +212,10 @@ func (h *Host) attach(conn net.Conn, r *bufio.Reader, reply, payload []byte) err
 	if err := json.Unmarshal(payload, &req); err != nil {
 		return h.refuse(conn, reply, fmt.Errorf("%w: %v", errFrame, err))
 	}
-	s, created, err := h.session(req)
+	s, v, created, err := h.enter(conn, req)
 	if err != nil {
 		return h.refuse(conn, reply, err)
 	}
-	v := s.attach(conn, req)
 	if _, err := conn.Write(appendJSON(reply, frameAttached, attachedMessage{Info: s.info(), Created: created})); err != nil {
 		close(v.gone)
 		h.leave(s, v, false)
@@ -263,51 +262,50 @@ func (h *Host) forget(s *session) {
 	}
 }
 
-// session finds the session a request names, or starts it.
-func (h *Host) session(req AttachRequest) (s *session, created bool, err error) {
+// enter attaches to the session a request names, or starts it.
+func (h *Host) enter(conn net.Conn, req AttachRequest) (s *session, v *viewer, created bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if s := h.find(req.ID); s != nil {
-		return s, false, nil
+		return s, s.attach(conn, req), false, nil
 	}
-	switch {
-	case req.Create == nil:
-		return nil, false, fmt.Errorf("%w: %q has ended or never was", ErrNoSession, req.ID)
-	case h.closing:
-		return nil, false, fmt.Errorf("%w: the terminal host is shutting down", ErrStart)
-	case len(req.Create.Name) > maxName:
-		return nil, false, fmt.Errorf("%w: the session's name is longer than %d bytes", ErrStart, maxName)
-	case req.Create.Name != "" && h.find(req.Create.Name) != nil:
-		return nil, false, fmt.Errorf("%w: a session named %q exists already", ErrStart, req.Create.Name)
+	if s, err = h.create(req); err != nil {
+		return nil, nil, false, err
 	}
-	id, err := uuid.Parse(req.ID)
-	if err != nil {
-		if req.Create.Name == "" {
-			req.Create.Name = req.ID
-		}
-		if len(req.ID) > maxName {
-			return nil, false, fmt.Errorf("%w: the session's name is longer than %d bytes", ErrStart, maxName)
-		}
-		id = uuid.New()
-	}
-	s, err = newSession(id.String(), *req.Create, req.Size, h.log)
-	if err != nil {
-		return nil, false, err
-	}
+	// Its creator is attached before its first output is read, and so gets that output as it is.
+	v = s.attach(conn, req)
 	h.sessions[s.id] = s
 	h.running.Go(func() {
 		s.run()
 		h.retire(s)
 	})
-	return s, true, nil
+	return s, v, true, nil
+}
+
+// create starts a session. The lock is held.
+func (h *Host) create(req AttachRequest) (*session, error) {
+	if req.Create == nil {
+		return nil, fmt.Errorf("%w: %q has ended or never was", ErrNoSession, req.ID)
+	}
+	create := *req.Create
+	id, err := uuid.Parse(req.ID)
+	if err != nil {
+		id = uuid.New()
+		create.Name = cmp.Or(create.Name, req.ID)
+	}
+	switch {
+	case h.closing:
+		return nil, fmt.Errorf("%w: the terminal host is shutting down", ErrStart)
+	case len(create.Name) > maxName:
+		return nil, fmt.Errorf("%w: the session's name is longer than %d bytes", ErrStart, maxName)
+	case h.find(create.Name) != nil:
+		return nil, fmt.Errorf("%w: a session named %q exists already", ErrStart, create.Name)
+	}
+	return newSession(id.String(), create, req.Size, h.log)
 }
 
 // retire keeps an ended session for a while if nobody was there to see its end.
 func (h *Host) retire(s *session) {
-	if s.over() {
-		h.forget(s)
-		return
-	}
 	time.AfterFunc(keepEnded, func() { h.forget(s) })
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -323,18 +321,18 @@ func (h *Host) retire(s *session) {
 	}
 }
 
-// find looks a session up by id or name. The lock is held.
+// find looks a session up by id or name; one that is over is not there any more. The lock is held.
 func (h *Host) find(id string) *session {
 	if id == "" {
 		return nil
 	}
 	if parsed, err := uuid.Parse(id); err == nil {
-		if s := h.sessions[parsed.String()]; s != nil {
+		if s := h.sessions[parsed.String()]; s != nil && !s.over() {
 			return s
 		}
 	}
 	for _, s := range h.sessions {
-		if s.req.Name == id {
+		if s.req.Name == id && !s.over() {
 			return s
 		}
 	}
@@ -347,7 +345,9 @@ func (h *Host) list() []SessionInfo {
 	h.mu.Unlock()
 	infos := make([]SessionInfo, 0, len(sessions))
 	for _, s := range sessions {
-		infos = append(infos, s.info())
+		if !s.over() {
+			infos = append(infos, s.info())
+		}
 	}
 	slices.SortFunc(infos, func(a, b SessionInfo) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
 	return infos

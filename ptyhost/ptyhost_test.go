@@ -186,8 +186,8 @@ func TestStartErrors(t *testing.T) {
 func TestSizes(t *testing.T) {
 	c := startTestHost(t)
 	id := uuid.NewString()
-	// SIGWINCH interrupts read in dash, whose loop then prints the new size.
-	script := `stty -echo; trap 'stty size' WINCH; stty size; while :; do read x && echo "read $x"; done`
+	// bash runs the trap when read times out.
+	script := `stty -echo; trap 'stty size' WINCH; stty size; while :; do read -t 0.05 x && echo "read $x"; done`
 	a := watch(t, attach(t, c, AttachRequest{ID: id, Create: &CreateRequest{Argv: []string{"/bin/bash", "-c", script}, Env: testEnv}, Size: Size{30, 100}}))
 	a.expect(t, "30 100\r\n")
 	if err := a.Resize(Size{31, 101}); err != nil {
@@ -396,7 +396,9 @@ func TestNoLeaks(t *testing.T) {
 	c := startTestHost(t)
 	round := func() {
 		a := attach(t, c, AttachRequest{Create: shell("echo hello")})
-		readAll(t, a)
+		if got := readAll(t, a); got != "hello\r\n" {
+			t.Errorf("read %q", got)
+		}
 		a.Close()
 	}
 	round()

@@ -54,7 +54,7 @@ type session struct {
 	inputs     []input
 	lastActive time.Time
 	attached   bool // some viewer was told that it is attached
-	told       bool // some viewer was told how the program ended
+	told       int  // viewers that were told, or are being told, how the program ended
 	reaped     bool // the program's process id may belong to someone else
 	reason     string
 	kill       *time.Timer
@@ -283,11 +283,13 @@ func (s *session) confirm() {
 	s.mu.Unlock()
 }
 
-// detach removes a viewer. told says whether it was told how the program ended.
+// detach removes a viewer. told says whether the status it was being told arrived.
 func (s *session) detach(v *viewer, told bool) {
 	s.mu.Lock()
 	delete(s.viewers, v)
-	s.told = s.told || told
+	if v.telling && !told {
+		s.told--
+	}
 	if s.active == v {
 		s.active = nil
 		for other := range s.viewers {
@@ -329,11 +331,11 @@ func (s *session) flush(ctx context.Context) error {
 	return nil
 }
 
-// over reports whether nobody needs the session any more: it ended, someone was told how, and all have left.
+// over reports whether nobody can come back to the session: it ended and someone was told how. Viewers may still be reading its last output.
 func (s *session) over() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.exit != nil && s.told && len(s.viewers) == 0
+	return s.told > 0
 }
 
 // startIdle arms the timer that ends a session nobody comes back to. The session's lock is held.

@@ -29,6 +29,8 @@ type viewer struct {
 	seen   uint64 // lines scrolled when the viewer became stale
 	queued int    // input under way
 
+	telling bool // it is being told how the program ended
+
 	ready chan struct{} // has room for one: there is something to send
 	gone  chan struct{} // closed when the viewer left
 }
@@ -79,6 +81,8 @@ func (v *viewer) take(batch []byte, spare []byte) (frames, output []byte, exit *
 	}
 	if s.exit != nil && !v.stale {
 		exit = s.exit
+		v.telling = true
+		s.told++ // before the viewer can act on it
 	}
 	return batch, output, exit
 }
