@@ -206,9 +206,9 @@ func TestClockJumpCutsTheSessionAndRedialsAtOnce(t *testing.T) {
 func TestClockJumpCutsTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, clock, _ := newLink(nil)
-		failures := 0
+		var failures atomic.Int64
 		l.dial = func(context.Context) (session, error) {
-			failures++
+			failures.Add(1)
 			return nil, status(http.StatusNotFound)
 		}
 		began := time.Now()
@@ -222,11 +222,11 @@ func TestClockJumpCutsTheWait(t *testing.T) {
 		for range 10 {
 			time.Sleep(3 * time.Minute)
 			synctest.Wait()
-			before := failures
+			before := failures.Load()
 			clock.jump(time.Hour)
 			time.Sleep(clockTick + time.Millisecond)
 			synctest.Wait()
-			if failures > before {
+			if failures.Load() > before {
 				cut++
 			}
 		}

@@ -41,15 +41,15 @@ type ptyServer struct {
 	connected func(ip string) (left func(exit int, reason string))
 	log       *slog.Logger
 
-	open atomic.Int64
+	conns atomic.Int64 // connected now
 }
 
 // serve attaches clients that connect to l until ctx is done.
 func (s *ptyServer) serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
-	var conns sync.WaitGroup
-	defer conns.Wait()
+	var handlers sync.WaitGroup
+	defer handlers.Wait()
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -58,21 +58,21 @@ func (s *ptyServer) serve(ctx context.Context, l net.Listener) error {
 			}
 			return fmt.Errorf("cannot accept terminals: %w", err)
 		}
-		if s.open.Add(1) > maxPTYConns {
-			s.open.Add(-1)
+		if s.conns.Add(1) > maxPTYConns {
+			s.conns.Add(-1)
 			conn.Close()
 			s.log.Warn("refused a terminal: too many are connected", "limit", maxPTYConns)
 			continue
 		}
-		conns.Go(func() {
-			defer s.open.Add(-1)
+		handlers.Go(func() {
+			defer s.conns.Add(-1)
 			s.handle(ctx, conn)
 		})
 	}
 }
 
 // sessions returns how many clients are connected.
-func (s *ptyServer) sessions() int64 { return s.open.Load() }
+func (s *ptyServer) sessions() int64 { return s.conns.Load() }
 
 func (s *ptyServer) handle(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
@@ -105,19 +105,7 @@ func (s *ptyServer) attach(ctx context.Context, conn net.Conn) error {
 	if err := conn.SetReadDeadline(time.Time{}); err != nil {
 		return err
 	}
-	if init.Container != "" {
-		return errors.New("cannot open a terminal in a container: this agent opens terminals on the machine only")
-	}
-	spec, err := s.command(init.Command, terminalEnv(os.Getenv))
-	if err != nil {
-		return err
-	}
-	size := ptyhost.Size{Rows: init.Height, Cols: init.Width}
-	att, err := s.terminals.Attach(ctx, ptyhost.AttachRequest{
-		ID:     init.ID.String(),
-		Size:   size,
-		Create: &ptyhost.CreateRequest{Argv: spec.Argv, Dir: spec.Dir, Env: spec.Env, IdleTimeout: ptyIdle},
-	})
+	att, err := s.open(ctx, init)
 	if err != nil {
 		// The person in front of the client sees nothing but what is written here.
 		fmt.Fprintf(conn, "%v\r\n", err)
@@ -141,6 +129,22 @@ func (s *ptyServer) attach(ctx context.Context, conn net.Conn) error {
 		return inErr
 	}
 	return outErr
+}
+
+// open attaches to the terminal with the id asked for, and starts it if there is none.
+func (s *ptyServer) open(ctx context.Context, init wire.PTYInit) (*ptyhost.Attachment, error) {
+	if init.Container != "" {
+		return nil, errors.New("cannot open a terminal in a container: this agent opens terminals on the machine only")
+	}
+	spec, err := s.command(init.Command, terminalEnv(os.Getenv))
+	if err != nil {
+		return nil, err
+	}
+	return s.terminals.Attach(ctx, ptyhost.AttachRequest{
+		ID:     init.ID.String(),
+		Size:   ptyhost.Size{Rows: init.Height, Cols: init.Width},
+		Create: &ptyhost.CreateRequest{Argv: spec.Argv, Dir: spec.Dir, Env: spec.Env, IdleTimeout: ptyIdle},
+	})
 }
 
 // typist is the side of an attachment that takes input.

@@ -2,13 +2,25 @@ package agent
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 
 	"github.com/berthd/berth/ptyhost"
+	"github.com/berthd/berth/shell"
+	"github.com/berthd/berth/wire"
 )
 
 // typed records what is fed to a terminal, in order.
@@ -77,6 +89,136 @@ func TestTerminalEnv(t *testing.T) {
 			got := terminalEnv(func(name string) string { return tt.env[name] })
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("environment (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// servePTY runs a server with a real terminal host behind it, over loopback. It returns where, and
+// what is reported of connections.
+func servePTY(t *testing.T) (addr string, reports <-chan string) {
+	t.Helper()
+	dir := shortDir(t)
+	socket := filepath.Join(dir, "s")
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	start := func(socket string) error {
+		host, err := ptyhost.Listen(socket)
+		if err != nil {
+			return err
+		}
+		running.Go(func() { _ = ptyhost.NewHost(ptyhost.HostConfig{}).Serve(ctx, host) })
+		return nil
+	}
+	told := make(chan string, 100)
+	s := &ptyServer{
+		terminals: &terminalHost{socket: socket, start: start, log: slog.New(slog.DiscardHandler)},
+		command: func(line string, env []string) (shell.Spec, error) {
+			if line == "fail" {
+				return shell.Spec{}, errors.New("no manifest yet")
+			}
+			return shell.Spec{Argv: []string{"/bin/sh", "-c", line}, Dir: dir, Env: append(env, "PATH=/bin:/usr/bin")}, nil
+		},
+		connected: func(ip string) func(int, string) {
+			told <- "connect " + ip
+			return func(exit int, _ string) { told <- fmt.Sprintf("disconnect %d", exit) }
+		},
+		log: slog.New(slog.DiscardHandler),
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	running.Go(func() {
+		if err := s.serve(ctx, l); err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	t.Cleanup(func() { cancel(); running.Wait() })
+	return l.Addr().String(), told
+}
+
+// openPTY asks for a terminal.
+func openPTY(t *testing.T, addr string, init wire.PTYInit) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if err := wire.WritePTYInit(conn, init); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// readUntil reads until it has seen want.
+func readUntil(t *testing.T, r io.Reader, want string) string {
+	t.Helper()
+	var seen strings.Builder
+	buf := make([]byte, 4096)
+	for !strings.Contains(seen.String(), want) {
+		n, err := r.Read(buf)
+		seen.Write(buf[:n])
+		if err != nil {
+			t.Fatalf("%v before %q was seen in %q", err, want, &seen)
+		}
+	}
+	return seen.String()
+}
+
+func TestTerminalIsLeftAndTakenUpAgain(t *testing.T) {
+	addr, reports := servePTY(t)
+	init := wire.PTYInit{
+		ID: uuid.New(), Height: 30, Width: 100, BackendType: "who knows",
+		Command: `stty size; echo "TERM is $TERM"; while read line; do echo "got <$line>"; [ "$line" = end ] && exit; done`,
+	}
+	first := openPTY(t, addr, init)
+	readUntil(t, first, "TERM is xterm-256color")
+	io.WriteString(first, `{"data":"one\r"}`)
+	readUntil(t, first, "got <one>")
+	first.Close()
+
+	second := openPTY(t, addr, init)
+	screen := readUntil(t, second, "got <one>")
+	if !strings.Contains(screen, "30 100") {
+		t.Errorf("the screen lacks what was there before: %q", screen)
+	}
+	io.WriteString(second, `{"data":"end\r","height":40,"width":120}`)
+	readUntil(t, second, "got <end>")
+	if _, err := io.Copy(io.Discard, second); err != nil {
+		t.Errorf("after the program's end: %v, want the connection closed", err)
+	}
+	var got []string
+	for range 4 {
+		got = append(got, <-reports)
+	}
+	slices.Sort(got)
+	if diff := cmp.Diff([]string{"connect 127.0.0.1", "connect 127.0.0.1", "disconnect 0", "disconnect 0"}, got); diff != "" {
+		t.Errorf("reports (-want +got):\n%s", diff)
+	}
+}
+
+func TestTerminalThatCannotBeOpened(t *testing.T) {
+	addr, reports := servePTY(t)
+	for name, tt := range map[string]struct {
+		init wire.PTYInit
+		said string
+	}{
+		"no command yet": {wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Command: "fail"}, "no manifest yet\r\n"},
+		"in a container": {wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Container: "web"}, "in a container"},
+		"no id":          {wire.PTYInit{Height: 24, Width: 80}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			said, err := io.ReadAll(openPTY(t, addr, tt.init))
+			if err != nil || !strings.Contains(string(said), tt.said) {
+				t.Errorf("said %q, %v; want %q and the connection closed", said, err, tt.said)
+			}
+			if c, d := <-reports, <-reports; c != "connect 127.0.0.1" || d != "disconnect 1" {
+				t.Errorf("reported %q, %q", c, d)
 			}
 		})
 	}

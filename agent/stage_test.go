@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -22,6 +23,12 @@ func (r *record) add(line string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lines = append(r.lines, line)
+}
+
+func (r *record) all() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.lines)
 }
 
 // recorded is a stage that is ready after a while and takes a while to stop.
@@ -52,7 +59,7 @@ func TestStagesStartInOrderAndStopInReverse(t *testing.T) {
 			t.Errorf("runStages: %v", err)
 		}
 		want := []string{"a ready", "b ready", "c ready", "c stopped", "b stopped", "a stopped"}
-		if diff := cmp.Diff(want, r.lines); diff != "" {
+		if diff := cmp.Diff(want, r.all()); diff != "" {
 			t.Errorf("order (-want +got):\n%s", diff)
 		}
 	})
@@ -70,7 +77,7 @@ func TestStageThatFailsStopsThoseBefore(t *testing.T) {
 		if !errors.Is(err, broken) {
 			t.Errorf("runStages = %v, want %v", err, broken)
 		}
-		if diff := cmp.Diff([]string{"a ready", "a stopped"}, r.lines); diff != "" {
+		if diff := cmp.Diff([]string{"a ready", "a stopped"}, r.all()); diff != "" {
 			t.Errorf("order (-want +got):\n%s", diff)
 		}
 	})
@@ -98,7 +105,7 @@ func TestStageOverBudgetHoldsUpNobody(t *testing.T) {
 		if took := time.Since(began); took != time.Minute+stuck.budget {
 			t.Errorf("stopped after %v, want a minute and the budget of %v", took, stuck.budget)
 		}
-		if diff := cmp.Diff([]string{"a ready", "stuck ready", "a stopped"}, r.lines); diff != "" {
+		if diff := cmp.Diff([]string{"a ready", "stuck ready", "a stopped"}, r.all()); diff != "" {
 			t.Errorf("order (-want +got):\n%s", diff)
 		}
 		time.Sleep(2 * time.Hour) // let the stuck one end, so that the bubble can
