@@ -86,6 +86,9 @@ func (p *program) check(ctx context.Context) (err error) {
 	} {
 		start := time.Now()
 		remark, err := stage.bounded(ctx)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return &exitError{exitInterrupted, nil}
+		}
 		word := "ok"
 		if err != nil {
 			held, word, remark = false, "FAIL", err.Error()
@@ -95,7 +98,7 @@ func (p *program) check(ctx context.Context) (err error) {
 	if held {
 		return nil
 	}
-	fmt.Fprintf(p.errOut, "\nthe end of the agent's log:\n%s", s.logTail())
+	p.showLog(s)
 	return &exitError{exitFailed, nil}
 }
 

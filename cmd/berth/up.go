@@ -80,7 +80,12 @@ func (p *program) up(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.stop()) }()
+	defer func() {
+		if errors.Is(err, errAgentEnded) {
+			p.showLog(s)
+		}
+		err = errors.Join(err, s.stop())
+	}()
 	go func() {
 		<-s.failed
 		cancel(s.failure())
@@ -393,13 +398,21 @@ func (s *stack) follow(report io.ReadCloser) {
 	close(s.failed)
 }
 
-// failure says how the agent ended, with the end of its log.
+// failure says how the agent ended.
 func (s *stack) failure() error {
 	how := "exit code 0"
 	if s.ended != nil {
 		how = s.ended.Error()
 	}
-	return fmt.Errorf("%w (%s); the end of its log:\n%s", errAgentEnded, how, s.logTail())
+	return fmt.Errorf("%w (%s); its log, above, says why", errAgentEnded, how)
+}
+
+// showLog prints the end of the agent's log.
+func (p *program) showLog(s *stack) {
+	fmt.Fprintln(p.errOut, "the end of the agent's log:")
+	for line := range strings.Lines(s.logTail()) {
+		fmt.Fprintf(p.errOut, "  %s\n", cleanLog(line))
+	}
 }
 
 // logTail returns the end of the agent's log, without a line cut in half.
