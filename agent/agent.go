@@ -79,7 +79,6 @@ type agent struct {
 // parts are built before anything starts.
 type parts struct {
 	link      *link
-	trouble   *trouble
 	reporter  *reporter.Reporter
 	shell     *shell.Workspace
 	scripts   *scripts.Runner
@@ -129,12 +128,12 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		return nil, err
 	}
 
-	a.trouble = &trouble{log: cfg.Log}
 	a.link = &link{
 		dial:          func(ctx context.Context) (session, error) { return a.dial(ctx, server) },
 		exitOnRefused: cfg.ExitOnRefused,
 		event:         event,
-		trouble:       a.trouble,
+		trouble:       &trouble{log: cfg.Log},
+		flapping:      &trouble{log: cfg.Log},
 		log:           cfg.Log,
 		wall:          time.Now,
 	}

@@ -39,7 +39,8 @@ type link struct {
 	dial          func(context.Context) (session, error)
 	exitOnRefused bool
 	event         func(Event)
-	trouble       *trouble
+	trouble       *trouble // with dialling
+	flapping      *trouble // with sessions that end soon
 	log           *slog.Logger
 	wall          func() time.Time
 }
@@ -105,6 +106,8 @@ func (l *link) attempt(ctx context.Context, jumps <-chan time.Duration) (time.Du
 	default:
 	}
 
+	settled := time.AfterFunc(lasted, l.flapping.clear)
+	defer settled.Stop()
 	since := time.Now()
 	sessionCtx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -141,7 +144,7 @@ func (l *link) explain(ctx context.Context, err error) {
 // lost tells that a session ended. A short one is a trouble like a failed dial; a long one is news.
 func (l *link) lost(held time.Duration, err error) {
 	if held < lasted && !errors.Is(err, errClockJumped) && !errors.Is(err, errAgentChanged) {
-		l.trouble.report(fmt.Sprintf("the link to the control server was lost as soon as it was made: %v", err), "see the server's log if this goes on")
+		l.flapping.report(fmt.Sprintf("the link to the control server was lost as soon as it was made: %v", err), "see the server's log if this goes on")
 	} else {
 		l.log.Info("the link to the control server is lost; linking anew", "after", held.Round(time.Second), "reason", err)
 	}

@@ -67,11 +67,12 @@ func newLink(dial func(context.Context) (session, error)) (*link, *shiftedClock,
 	log := slog.New(slog.NewTextHandler(&out, nil))
 	clock := &shiftedClock{}
 	return &link{
-		dial:    dial,
-		event:   func(Event) {},
-		trouble: &trouble{log: log},
-		log:     log,
-		wall:    clock.now,
+		dial:     dial,
+		event:    func(Event) {},
+		trouble:  &trouble{log: log},
+		flapping: &trouble{log: log},
+		log:      log,
+		wall:     clock.now,
 	}, clock, &out
 }
 
@@ -178,13 +179,16 @@ func TestLinkStartsQuickAfterASessionThatLasted(t *testing.T) {
 
 func TestLinkKeepsBackingOffWhenSessionsAreShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l, _, _ := newLink(func(context.Context) (session, error) {
+		l, _, out := newLink(func(context.Context) (session, error) {
 			c := newConn()
 			c.err, c.held = errLinkClosed, 10*time.Millisecond
 			return c, nil
 		})
 		if n := len(runFor(t, l, time.Hour)); n > 1500 {
 			t.Errorf("%d dials in an hour against a server that ends each link at once: a tight loop", n)
+		}
+		if lines := strings.Count(out.String(), "\n"); lines > 10 {
+			t.Errorf("%d lines in an hour about one trouble:\n%s", lines, out)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
@@ -94,8 +95,12 @@ func (a *agent) takeManifest(ctx context.Context, api agentpb.DRPCAgentClient) (
 
 func (a *agent) linked(m *agentpb.Manifest, up *client.Link) {
 	id := optionalID(m.GetAgentId()).String()
-	a.trouble.clear()
-	a.log.Info("linked to the control server", "agent", m.GetAgentName(), "id", id, "api", up.Version)
+	a.link.trouble.clear()
+	level := slog.LevelInfo
+	if a.link.flapping.active() {
+		level = slog.LevelDebug // what a person should know has been said
+	}
+	a.log.Log(context.Background(), level, "linked to the control server", "agent", m.GetAgentName(), "id", id, "api", up.Version)
 	a.emit(Event{Step: StepLinked, AgentID: id, AgentName: m.GetAgentName()})
 }
 

@@ -50,6 +50,13 @@ func (t *trouble) report(cause, fix string) bool {
 	return true
 }
 
+// active tells whether the last thing heard was bad.
+func (t *trouble) active() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.cause != ""
+}
+
 // clear takes a success.
 func (t *trouble) clear() {
 	t.mu.Lock()

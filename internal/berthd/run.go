@@ -71,6 +71,9 @@ func (p process) run(ctx context.Context, whole []string) error {
 	defer release()
 	log.Info("berthd starts", "version", version, "server", cfg.Server.URL, "identity", cfg.Identity, "state", s.dirs.state)
 	if err := agent.Run(ctx, cfg); err != nil {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			return stateError{fmt.Errorf("%w: make room there, or choose another --state-dir", err)}
+		}
 		return err
 	}
 	if errors.Is(context.Cause(ctx), agent.ErrRestart) {
