@@ -2279,7 +2279,8 @@ type BatchCreateLogsRequest struct {
 	// berth: the 16-byte id of the spool these entries come from, new whenever a spool is made;
 	// with it the server drops entries that it has already stored
 	BerthSpoolId []byte `protobuf:"bytes,1001,opt,name=berth_spool_id,json=berthSpoolId,proto3" json:"berth_spool_id,omitempty"`
-	// berth: sequence of logs[0] within (spool, source), counted from 1 without gaps
+	// berth: sequence of logs[0] within (spool, source), counted from 1; the entries of one batch follow
+	// each other, between batches it may jump ahead where the spool had to drop lines
 	BerthFirstSequence uint64 `protobuf:"varint,1002,opt,name=berth_first_sequence,json=berthFirstSequence,proto3" json:"berth_first_sequence,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache

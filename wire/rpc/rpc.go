@@ -14,6 +14,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -125,6 +126,9 @@ type ServeOptions struct {
 	PingInterval, PingTimeout time.Duration
 	// Alive, if set, is called after each successful probe.
 	Alive func()
+	// WriteTimeout is how long an answer may wait for a caller that does not read before its call
+	// ends; 0 means 30 s. Until then up to a window of 256 KiB has already been taken.
+	WriteTimeout time.Duration
 }
 
 // ErrDead is returned by [Serve] when the caller stopped answering probes.
@@ -138,6 +142,7 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 	if err != nil {
 		return fmt.Errorf("cannot start an RPC session: %w", err)
 	}
+	timeout := cmp.Or(opts.WriteTimeout, 30*time.Second)
 	server := drpcserver.NewWithOptions(handler, drpcserver.Options{Manager: managerOptions()})
 	group, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, func() { session.Close() })
@@ -151,7 +156,7 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 			group.Go(func() error {
 				defer stream.Close()
 				// A failed call has been answered on its stream; the session goes on.
-				_ = server.ServeOne(ctx, stream)
+				_ = server.ServeOne(ctx, patientConn{stream, timeout})
 				return nil
 			})
 		}
@@ -165,6 +170,20 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 		return nil
 	}
 	return err
+}
+
+// patientConn is a call's stream whose writes do not wait for ever, so that a caller which answers
+// probes but never reads cannot hold what serves it.
+type patientConn struct {
+	*yamux.Stream
+	timeout time.Duration
+}
+
+func (c patientConn) Write(p []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
+		return 0, err
+	}
+	return c.Stream.Write(p)
 }
 
 // errEnded ends the group of a session that is over.
