@@ -23,6 +23,10 @@ type embedded struct {
 	lock   *os.File
 	disk   *disk
 	temp   string // removed at close, when state lives in memory
+
+	log      *natsLogger
+	stop     chan struct{}
+	reviving sync.WaitGroup
 }
 
 // readyTimeout bounds how long JetStream may take to read its files at start; a log of some GiB
@@ -30,7 +34,7 @@ type embedded struct {
 const readyTimeout = 60 * time.Second
 
 func startEmbedded(dir string, log *slog.Logger) (_ *embedded, err error) {
-	e := &embedded{}
+	e := &embedded{log: &natsLogger{log: log}, stop: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			e.close()
@@ -57,35 +61,85 @@ func startEmbedded(dir string, log *slog.Logger) (_ *embedded, err error) {
 	if err := probeWrite(dir); err != nil {
 		return nil, dirError(dir, err)
 	}
-	natsLog := &natsLogger{log: log}
 	e.server, err = server.NewServer(&server.Options{
 		ServerName: "berth",
 		DontListen: true,
 		NoSigs:     true,
 		NoLog:      true,
 		JetStream:  true,
-		StoreDir:   filepath.Join(dir, "jetstream"),
+		StoreDir:   dir,
 		// The streams bound themselves and disk.check keeps space free; a second, guessed limit would
 		// only refuse to start on small disks.
-		JetStreamMaxStore:  1 << 50,
-		JetStreamMaxMemory: 1 << 40,
-		// Every write reaches the kernel before it is acknowledged, so kill -9 loses nothing; this
-		// bounds what a power cut may lose.
-		SyncInterval:           time.Second,
+		JetStreamMaxStore:      maxStore,
+		JetStreamMaxMemory:     maxMemory,
+		SyncInterval:           syncInterval,
 		DisableJetStreamBanner: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot start the store: %w", err)
 	}
-	e.server.SetLoggerV2(natsLog, false, false, false)
+	e.server.SetLoggerV2(e.log, false, false, false)
 	e.server.Start()
 	if !e.server.ReadyForConnections(readyTimeout) || !e.server.JetStreamEnabled() {
-		if cause := natsLog.cause(); cause != "" {
+		if cause := e.log.cause(); cause != "" {
 			return nil, fmt.Errorf("cannot start the store in %s: %s", dir, cause)
 		}
 		return nil, fmt.Errorf("cannot start the store in %s: it was not ready after %s", dir, readyTimeout)
 	}
+	e.reviving.Go(e.revive)
 	return e, nil
+}
+
+const (
+	maxStore  = 1 << 50
+	maxMemory = 1 << 40
+	// syncInterval bounds what a power cut may lose. kill -9 loses nothing: every write reaches the
+	// kernel before it is acknowledged.
+	syncInterval = time.Second
+	// reviveEvery is how often JetStream is looked after.
+	reviveEvery = time.Second
+)
+
+// writable says whether anything can be stored now.
+func (e *embedded) writable() error {
+	if err := e.disk.check(); err != nil {
+		return err
+	}
+	if e.log.full.Load() {
+		return fmt.Errorf("cannot write to the data directory %s: its disk was full a moment ago: %w", e.disk.dir, ErrDiskFull)
+	}
+	return nil
+}
+
+// revive opens JetStream's files again after a write found no space: it does not by itself, even when
+// there is space again. The checks before each write cannot quite keep another program from taking
+// the last of it.
+func (e *embedded) revive() {
+	ticker := time.NewTicker(reviveEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-e.stop:
+			return
+		case <-ticker.C:
+		}
+		if !e.log.full.Load() && e.server.JetStreamEnabled() || e.disk.check() != nil {
+			continue
+		}
+		err := e.server.ShutdownJetStream()
+		if err == nil {
+			e.log.full.Store(false)
+			err = e.server.EnableJetStream(&server.JetStreamConfig{
+				StoreDir: e.disk.dir, MaxStore: maxStore, MaxMemory: maxMemory, SyncInterval: syncInterval, Strict: true, CompressOK: true,
+			})
+		}
+		if err != nil {
+			e.log.full.Store(true)
+			e.log.log.Warn("cannot use the data directory again yet", "dir", e.disk.dir, "err", err)
+			continue
+		}
+		e.log.log.Info("the data directory can be used again", "dir", e.disk.dir)
+	}
 }
 
 func (e *embedded) connect(log *slog.Logger) (*nats.Conn, error) {
@@ -98,6 +152,8 @@ func (e *embedded) connect(log *slog.Logger) (*nats.Conn, error) {
 }
 
 func (e *embedded) close() error {
+	close(e.stop)
+	e.reviving.Wait()
 	if e.server != nil {
 		e.server.Shutdown()
 		e.server.WaitForShutdown()
@@ -154,8 +210,8 @@ func dirError(dir string, err error) error {
 	return fmt.Errorf("cannot use the data directory %s: %w; %s", dir, err, fix)
 }
 
-// minFree is how much space is left alone: JetStream switches itself off for good when a write finds
-// no space, so writes end before that and can go on as soon as there is space again.
+// minFree is how much space is left alone: JetStream turns itself off when a write finds no space, so
+// writes end before that and go on as soon as there is space again.
 const minFree = 32 << 20
 
 // disk watches the space under a directory.
@@ -163,31 +219,23 @@ type disk struct {
 	dir    string
 	memory bool
 	free   func(dir string) (uint64, error)
-
-	mu      sync.Mutex
-	checked time.Time
-	last    error
 }
 
-// check says whether there is space to write; the answer is at most a second old.
+// check says whether there is space to write. It asks each time: the answer costs a microsecond, and
+// a fast writer fills minFree in a few milliseconds.
 func (d *disk) check() error {
 	if d.memory {
 		return nil
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if now := time.Now(); now.Sub(d.checked) >= time.Second {
-		d.checked = now
-		d.last = nil
-		switch free, err := d.free(d.dir); {
-		case err != nil:
-			d.last = dirError(d.dir, err)
-		case free < minFree:
-			d.last = fmt.Errorf("cannot write to the data directory %s: its disk has %d MiB left and berth keeps %d MiB free; free some space: %w",
-				d.dir, free>>20, minFree>>20, ErrDiskFull)
-		}
+	free, err := d.free(d.dir)
+	if err != nil {
+		return dirError(d.dir, err)
 	}
-	return d.last
+	if free < minFree {
+		return fmt.Errorf("cannot write to the data directory %s: its disk has %d MiB left and berth keeps %d MiB free; free some space: %w",
+			d.dir, free>>20, minFree>>20, ErrDiskFull)
+	}
+	return nil
 }
 
 func freeBytes(dir string) (uint64, error) {
@@ -198,11 +246,12 @@ func freeBytes(dir string) (uint64, error) {
 	return st.Bavail * uint64(st.Bsize), nil
 }
 
-// natsLogger gives the server's words to our log, and keeps the last fatal ones: the server reports
-// why it cannot start in no other way. It never ends the process.
+// natsLogger gives the server's words to our log, and keeps what the server tells in no other way: why
+// it cannot start, and that a write found no space. It never ends the process.
 type natsLogger struct {
 	log   *slog.Logger
 	fatal atomic.Pointer[string]
+	full  atomic.Bool
 }
 
 func (l *natsLogger) cause() string {
@@ -218,8 +267,16 @@ func (l *natsLogger) Fatalf(format string, v ...any) {
 	l.log.Error("store: " + text)
 }
 
-func (l *natsLogger) Errorf(format string, v ...any) { l.say(slog.LevelError, format, v) }
-func (l *natsLogger) Warnf(format string, v ...any)  { l.say(slog.LevelWarn, format, v) }
+func (l *natsLogger) Errorf(format string, v ...any) {
+	for _, arg := range v {
+		if err, ok := arg.(error); ok && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+			l.full.Store(true)
+		}
+	}
+	l.say(slog.LevelError, format, v)
+}
+
+func (l *natsLogger) Warnf(format string, v ...any) { l.say(slog.LevelWarn, format, v) }
 
 // What the server says in passing is for those who debug it.
 func (l *natsLogger) Noticef(format string, v ...any) { l.say(slog.LevelDebug, format, v) }

@@ -266,7 +266,7 @@ func (s *Store) writable() error {
 	if s.embed == nil {
 		return nil
 	}
-	return s.embed.disk.check()
+	return s.embed.writable()
 }
 
 // explain turns an error of NATS into one that says what it means here.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -611,14 +612,10 @@ func TestKill(t *testing.T) {
 
 func TestFullDisk(t *testing.T) {
 	s, ctx := open(t, Options{Dir: t.TempDir()}), t.Context()
-	free := uint64(minFree)
-	s.embed.disk.free = func(string) (uint64, error) { return free, nil }
-	full := func(bytes uint64) {
-		free = bytes
-		s.embed.disk.checked = time.Time{}
-	}
+	var free atomic.Uint64
+	s.embed.disk.free = func(string) (uint64, error) { return free.Load(), nil }
 	agent := uuid.New()
-	full(minFree - 1)
+	free.Store(minFree - 1)
 	err := s.AppendLogs(ctx, agent, LogBatch{Lines: lines("lost")})
 	if !errors.Is(err, ErrDiskFull) || !strings.Contains(err.Error(), "free some space") {
 		t.Errorf("writing to a full disk: %v", err)
@@ -629,7 +626,7 @@ func TestFullDisk(t *testing.T) {
 	if _, err := s.Agents(ctx); err != nil {
 		t.Errorf("reading from a full disk: %v", err)
 	}
-	full(minFree)
+	free.Store(minFree)
 	if err := s.AppendLogs(ctx, agent, LogBatch{Lines: lines("kept")}); err != nil {
 		t.Errorf("after space was freed: %v", err)
 	}
