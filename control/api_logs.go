@@ -170,6 +170,7 @@ func (s *Server) jsonLogs(w http.ResponseWriter, r *http.Request, a store.Agent,
 		if err != nil {
 			panic(http.ErrAbortHandler) // an array that ends early must not look whole
 		}
+		extendWrite(w)
 		for _, e := range entries {
 			if !started {
 				begin()
@@ -202,6 +203,7 @@ func (s *Server) textLogs(w http.ResponseWriter, r *http.Request, a store.Agent,
 		if err != nil {
 			panic(http.ErrAbortHandler)
 		}
+		extendWrite(w)
 		for _, e := range entries {
 			origin := "agent"
 			if a.Name != "" {
@@ -239,7 +241,7 @@ func (s *Server) followLogs(w http.ResponseWriter, r *http.Request, a store.Agen
 	})
 	for entries, err := range s.store.FollowLogs(ctx, a.ID, after) {
 		if err != nil {
-			conn.Close(websocket.StatusInternalError, closeReason(err.Error()))
+			s.failSocket(conn, err.Error())
 			return
 		}
 		for message := range followMessages(entries) {

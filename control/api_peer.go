@@ -224,12 +224,12 @@ func (s *Server) getPTY(w http.ResponseWriter, r *http.Request, a store.Agent) {
 	term, err := s.peers.dial(dial, a.ID, wire.PortPTY)
 	cancel()
 	if err != nil {
-		conn.Close(websocket.StatusInternalError, closeReason("dial workspace agent: "+err.Error()))
+		s.failSocket(conn, "dial workspace agent: "+err.Error())
 		return
 	}
 	defer term.Close()
 	if err := wire.WritePTYInit(term, init); err != nil {
-		conn.Close(websocket.StatusInternalError, closeReason("dial: "+err.Error()))
+		s.failSocket(conn, "dial: "+err.Error())
 		return
 	}
 	s.splice(ctx, conn, term)

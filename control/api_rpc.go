@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"runtime/debug"
 
-	"github.com/coder/websocket"
 	"github.com/google/uuid"
 	"storj.io/drpc"
 	"storj.io/drpc/drpcmux"
@@ -66,7 +65,7 @@ func (s *Server) getRPC(w http.ResponseWriter, r *http.Request, agent caller) {
 	if monitored {
 		if err := s.connected(ctx, k, version); err != nil {
 			log.Warn("cannot record that an agent connected", "err", err)
-			conn.Close(websocket.StatusInternalError, closeReason(err.Error()))
+			s.failSocket(conn, err.Error())
 			return
 		}
 		defer s.disconnected(k)
@@ -77,7 +76,7 @@ func (s *Server) getRPC(w http.ResponseWriter, r *http.Request, agent caller) {
 		&agentService{Server: s, id: agent.ID, version: version},
 		&tailnetService{Server: s, peer: coordinator.Peer{ID: agent.ID, Auth: coordinator.AgentAuth(agent.ID)}})
 	if err != nil {
-		conn.Close(websocket.StatusInternalError, closeReason(err.Error()))
+		s.failSocket(conn, err.Error())
 		return
 	}
 	err = rpc.Serve(ctx, s.byteStream(conn), handler, rpc.ServeOptions{
@@ -156,7 +155,7 @@ func (s *Server) getCoordinate(w http.ResponseWriter, r *http.Request, agent sto
 		token:  func() (*tailnetpb.RefreshResumeTokenResponse, error) { return s.resumeToken(peer, agent.ID) },
 	})
 	if err != nil {
-		conn.Close(websocket.StatusInternalError, closeReason(err.Error()))
+		s.failSocket(conn, err.Error())
 		return
 	}
 	err = rpc.Serve(ctx, s.byteStream(conn), handler, rpc.ServeOptions{

@@ -62,6 +62,7 @@ func (s *Server) routes() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(wire.HeaderBuildVersion, s.config.Version)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
+		extendWrite(w)
 		defer func() {
 			// net/http would print the request's panic and go on; here it goes to the log, with an answer.
 			switch p := recover(); p {
@@ -75,6 +76,17 @@ func (s *Server) routes() http.Handler {
 		}()
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// writeTimeout is how long a caller may take to take an answer, or each part of a long one. It counts
+// from the request, so it is longer than any answer may take to come (askTimeout). Connections that
+// are taken over, such as WebSockets, have limits of their own.
+const writeTimeout = 90 * time.Second
+
+// extendWrite gives a caller time to take what is written next.
+func extendWrite(w http.ResponseWriter) {
+	// Only net/http's own writer has deadlines; under another there is none to set.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 }
 
 // sessionToken takes a request's token from the first place that has one. Tokens in a URL end up in
@@ -316,6 +328,15 @@ func (s *Server) closeSocket(conn *websocket.Conn) error {
 		return conn.Close(websocket.StatusGoingAway, "server is shutting down")
 	}
 	return conn.Close(websocket.StatusNormalClosure, "")
+}
+
+// failSocket ends a WebSocket with the reason of a failure, unless the reason is that the server stops.
+func (s *Server) failSocket(conn *websocket.Conn, reason string) {
+	if s.stopping.Err() != nil {
+		_ = s.closeSocket(conn)
+		return
+	}
+	_ = conn.Close(websocket.StatusInternalError, closeReason(reason)) // the other side may be gone
 }
 
 // readNothing serves a WebSocket whose other side has nothing to say. The context it returns ends with
