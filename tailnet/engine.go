@@ -231,6 +231,10 @@ func (e *engine) configure(cfg *Config, private key.NodePrivate, logf logger.Log
 // close stops what has been started, the users of a part before the part.
 func (e *engine) close() {
 	if e.stack != nil {
+		// The stack first stops sending and then resets every connection, so
+		// with more of them than its queue holds it would wait for ever.
+		// Without an address it sends no resets.
+		e.stack.UpdateNetstackIPs(&netmap.NetworkMap{SelfNode: (&tailcfg.Node{}).View()})
 		e.stack.Close()
 	}
 	if e.mon != nil {

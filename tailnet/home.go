@@ -159,7 +159,16 @@ func (n *Node) applyRelays() {
 		// The library would pick a home of its own from a map without one.
 		return
 	}
-	n.engine.magic.SetDERPMap(rm.libraryMap(n.front, home))
+	servers := rm.stun
+	if len(servers) == 0 {
+		own, err := n.stun.node()
+		if err != nil {
+			n.log.Warn("the network cannot be looked at", "err", err)
+		} else {
+			servers = append(servers, own)
+		}
+	}
+	n.engine.magic.SetDERPMap(rm.libraryMap(n.front, home, servers))
 	n.engine.magic.ForceSetNearestDERP(home)
 }
 

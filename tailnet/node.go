@@ -25,6 +25,7 @@ type Node struct {
 	engine *engine
 	peers  *peerTable
 	front  *relayFront
+	stun   loopbackSTUN
 	ports  *portTable
 	meter  *meter
 	// narrowed and udpFlows belong to mtu.go and forward.go.
@@ -118,6 +119,7 @@ func (n *Node) Close() error {
 	n.front.close()
 	n.engine.close()
 	n.wg.Wait()
+	n.stun.close()
 	return nil
 }
 

@@ -18,6 +18,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -107,7 +108,9 @@ func startNode(t testing.TB, h *hub, dm *tailnetpb.DERPMap, cfg Config, id uuid.
 			cfg.Prefixes = []netip.Prefix{netip.PrefixFrom(wire.RandomAddr(), 128)}
 		}
 	}
-	cfg.Log = testLog(t, id.String()[:4])
+	if cfg.Log == nil {
+		cfg.Log = testLog(t, id.String()[:4])
+	}
 	n, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -495,6 +498,46 @@ func TestEmbeddedRelay(t *testing.T) {
 }
 
 // TestWebsocketRelay has a proxy in the way that lets only WebSocket upgrades pass.
+// countingLog counts the lines that hold some words.
+type countingLog struct {
+	words string
+	n     atomic.Int64
+}
+
+func (l *countingLog) Enabled(context.Context, slog.Level) bool { return true }
+func (l *countingLog) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l *countingLog) WithGroup(string) slog.Handler            { return l }
+func (l *countingLog) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, l.words) {
+		l.n.Add(1)
+	}
+	return nil
+}
+
+// Without STUN in the map, a relay that goes away must not make the library open its sockets
+// anew again and again: it takes a look at the network without one packet sent for a broken socket.
+func TestNoSTUNAndRelayGone(t *testing.T) {
+	r := startRelay(t, nil)
+	region := r.region(1)
+	region.Nodes = region.Nodes[:1]
+	rebinds := &countingLog{words: "Rebinding"}
+	agent, client := pair(t, mapOf(region), Config{Log: slog.New(rebinds)}, Config{Log: slog.New(rebinds)})
+	serveEcho(t, agent, 1)
+	awaitPath(t, client, agent.addr(), true, 10*time.Second)
+
+	r.http.CloseClientConnections()
+	r.server.Close()
+	r.http.Close()
+	rebinds.n.Store(0)
+	for start := time.Now(); time.Since(start) < 4*time.Second; {
+		exchange(t, client, agent.port(1), 64<<10)
+	}
+	// Once or twice is the library's answer to a change; the loop makes hundreds a second.
+	if n := rebinds.n.Load(); n > 3 {
+		t.Errorf("sockets opened anew %d times in 4 s", n)
+	}
+}
+
 func TestWebsocketRelay(t *testing.T) {
 	for _, force := range []bool{false, true} {
 		t.Run(fmt.Sprintf("force=%v", force), func(t *testing.T) {

@@ -211,22 +211,22 @@ func (c *Config) header() http.Header {
 }
 
 // libraryMap is the map as the library sees it: each region is one relay, the
-// front on loopback. All STUN servers stand in the home region, so that
+// front on loopback. The STUN servers all stand in the home region, so that
 // no region but home ever gets a latency from them: a region that
 // only does STUN can never become home, and home stays where this package put it.
-func (m *relayMap) libraryMap(front *relayFront, home int) *tailcfg.DERPMap {
+func (m *relayMap) libraryMap(front *relayFront, home int, stun []*tailcfg.DERPNode) *tailcfg.DERPMap {
 	dm := &tailcfg.DERPMap{OmitDefaultRegions: true, Regions: make(map[int]*tailcfg.DERPRegion)}
 	for id, r := range m.regions {
 		lr := &tailcfg.DERPRegion{RegionID: id, RegionCode: r.name, RegionName: r.name, NoMeasureNoHome: true}
 		if id == home {
-			for i, s := range m.stun {
+			for i, s := range stun {
 				s := *s
 				s.Name, s.RegionID = fmt.Sprintf("%d-stun%d", id, i), id
 				lr.Nodes = append(lr.Nodes, &s)
 			}
 			// Without STUN there is nothing to measure, and waiting for it
 			// would hold back the node's endpoints for three seconds.
-			lr.NoMeasureNoHome = len(m.stun) == 0
+			lr.NoMeasureNoHome = len(stun) == 0
 		}
 		lr.Nodes = append(lr.Nodes, front.node(id))
 		dm.Regions[id] = lr
