@@ -75,7 +75,7 @@ func agentPath(id uuid.UUID, rest string) string {
 	return "/api/v2/workspaceagents/" + id.String() + rest
 }
 
-// call makes one request; body and answer are JSON, or nil for none.
+// call makes one request; body and answer are JSON, or nil where there is none.
 func (c *Client) call(ctx context.Context, method, path string, query url.Values, body any, status int, answer any) error {
 	var payload bytes.Buffer
 	if body != nil {
@@ -96,6 +96,12 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 		return err
 	}
 	defer resp.Body.Close()
+	if answer == nil {
+		if resp.StatusCode != status {
+			return wire.ReadError(resp)
+		}
+		return nil
+	}
 	return wire.ReadJSON(resp, status, answer)
 }
 
@@ -135,6 +141,18 @@ func (c *Client) CreateAgent(ctx context.Context, name string) (wire.CreatedAgen
 	var created wire.CreatedAgent
 	err := c.call(ctx, http.MethodPost, wire.PathBerth+"agents", nil, wire.CreateAgent{Name: name}, http.StatusCreated, &created)
 	return created, err
+}
+
+// AgentToken makes another token for an agent; its earlier ones stay good.
+func (c *Client) AgentToken(ctx context.Context, id uuid.UUID) (wire.CreatedAgent, error) {
+	var created wire.CreatedAgent
+	err := c.call(ctx, http.MethodPost, wire.PathBerth+"agents/"+id.String()+"/token", nil, nil, http.StatusCreated, &created)
+	return created, err
+}
+
+// RevokeAgent ends every token of an agent and its link.
+func (c *Client) RevokeAgent(ctx context.Context, id uuid.UUID) error {
+	return c.call(ctx, http.MethodPost, wire.PathBerth+"agents/"+id.String()+"/revoke", nil, nil, http.StatusNoContent, nil)
 }
 
 // Agent returns what the server knows of one agent.

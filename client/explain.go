@@ -94,7 +94,7 @@ func explain(err error) *Problem {
 }
 
 func explainAnswer(e *wire.Error) *Problem {
-	p := &Problem{Kind: KindOther, Cause: "the server answered: " + e.Error()}
+	p := &Problem{Kind: KindOther, Cause: "the server answered: " + strings.TrimSuffix(e.Error(), ".")}
 	if _, ok := e.Validation("version"); ok {
 		p.Kind, p.Fix = KindVersion, "upgrade the older of the two sides"
 		return p

@@ -35,9 +35,9 @@ func newRoad(t *testing.T, config string) *road {
 		t.Fatal(err)
 	}
 	r.serve()
-	out := r.berth("agent", "create", "box")
+	out := r.berth("agent", "token", "box")
 	if r.token = tokenPattern.FindString(out); r.token == "" {
-		t.Fatalf("agent create printed no token:\n%s", out)
+		t.Fatalf("agent token printed no token:\n%s", out)
 	}
 	return r
 }
@@ -101,7 +101,21 @@ type pipe struct {
 
 func (r *road) pipe(args ...string) *pipe {
 	r.t.Helper()
-	p := &pipe{t: r.t, cmd: r.client(args...), lines: make(chan string, 1<<16)}
+	return r.speak(r.client(args...))
+}
+
+// terminal is a command with a terminal around it, which script(1) makes.
+func (r *road) terminal(args ...string) *pipe {
+	r.t.Helper()
+	cmd := r.client(args...)
+	wrapped := r.command("script", "-qfec", "berth "+strings.Join(args, " "), "/dev/null")
+	wrapped.Env = cmd.Env
+	return r.speak(wrapped)
+}
+
+func (r *road) speak(cmd *exec.Cmd) *pipe {
+	r.t.Helper()
+	p := &pipe{t: r.t, cmd: cmd, lines: make(chan string, 1<<16)}
 	var err error
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		r.t.Fatal(err)
@@ -213,7 +227,7 @@ func TestAgentKilled(t *testing.T) {
 	r := newRoad(t, "agents:\n  - name: box\n")
 	r.run()
 	r.waitConnected(20 * time.Second)
-	shell := r.pipe("shell", "box", "kept")
+	shell := r.terminal("shell", "box", "kept")
 	fmt.Fprintln(shell.in, "marker=still-$((40+2))-here")
 	fmt.Fprintln(shell.in, "echo $marker")
 	waitFor(t, shell, "still-42-here")
@@ -222,7 +236,7 @@ func TestAgentKilled(t *testing.T) {
 	<-r.agent.done
 	r.run()
 	r.agent.wait("ready", 20*time.Second)
-	again := r.pipe("shell", "box", "kept")
+	again := r.terminal("shell", "box", "kept")
 	fmt.Fprintln(again.in, "echo again-$marker")
 	waitFor(t, again, "again-still-42-here")
 

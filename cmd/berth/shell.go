@@ -91,8 +91,10 @@ type shell struct {
 	id      uuid.UUID
 	screen  altScreen // of our terminal
 
-	mu   sync.Mutex // also held while writing to conn
-	conn net.Conn   // the present attachment, nil while there is none
+	mu    sync.Mutex // also held while writing to conn
+	conn  net.Conn   // the present attachment, nil while there is none
+	ahead []byte     // what was typed before the first attachment
+	begun bool       // there was one
 }
 
 // run shows the session until it ends (nil), is left (errLeave) or this process is told to end.
@@ -184,10 +186,18 @@ func (s *shell) setConn(conn net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.conn = conn
+	if conn != nil && !s.begun {
+		s.begun = true
+		conn.Write(s.ahead) // if it fails, so does the read of this attachment, which tells
+		s.ahead = nil
+	}
 }
 
-// send writes requests to the present attachment; while there is none, they are dropped, as a person
-// would not want blind keystrokes to arrive minutes later.
+// maxAhead bounds what is kept of typing ahead: a few lines.
+const maxAhead = 4 << 10
+
+// send writes requests to the present attachment. What comes before the first one is typed ahead and
+// kept; between two it is dropped, as a person would not want blind keystrokes to arrive minutes later.
 func (s *shell) send(r wire.PTYRequest) {
 	data, err := json.Marshal(r)
 	if err != nil {
@@ -196,8 +206,11 @@ func (s *shell) send(r wire.PTYRequest) {
 	// The lock keeps requests whole: input, sizes and probes come from different goroutines.
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn != nil {
+	switch {
+	case s.conn != nil:
 		s.conn.Write(data) // if it fails, so does the read of this attachment, which tells
+	case !s.begun && len(s.ahead)+len(data) <= maxAhead:
+		s.ahead = append(s.ahead, data...)
 	}
 }
 
