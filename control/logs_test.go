@@ -192,8 +192,10 @@ func TestStockLogLimit(t *testing.T) {
 	if send(1 << 20) {
 		t.Error("the limit itself is too much")
 	}
-	if !send(1) || !send(1) {
-		t.Error("one byte over the limit was taken")
+	for range 2 {
+		if !send(1) {
+			t.Error("one byte over the limit was taken")
+		}
 	}
 	if status, body := x.call("PATCH", "/api/v2/workspaceagents/me/logs", `{"logs":[{"output":"x"}]}`, as(token)...); status != 413 || body != `{"message":"Logs limit exceeded"}`+"\n" {
 		t.Errorf("%d %s", status, body)

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -225,5 +224,3 @@ func wantExit(t testing.TB, a *Attachment, want ExitStatus) {
 }
 
 func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }
-
-func crlf(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }

@@ -61,13 +61,6 @@ func (h *hub) broadcast(from uuid.UUID, m *tailnetpb.CoordinateResponse) {
 	}
 }
 
-// say sends one peer an update as if it came from another.
-func (h *hub) say(to, about uuid.UUID, kind tailnetpb.CoordinateResponse_PeerUpdate_Kind, n *tailnetpb.Node) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.peers[to].out <- update(about, kind, n)
-}
-
 func (s *hubStream) Send(r *tailnetpb.CoordinateRequest) error {
 	select {
 	case <-s.done:

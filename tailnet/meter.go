@@ -2,6 +2,7 @@ package tailnet
 
 import (
 	"net/netip"
+	"strconv"
 	"sync"
 
 	"tailscale.com/net/packet"
@@ -49,6 +50,21 @@ func (m *meter) received(p *packet.Parsed) {
 	m.count(p.IPProto, p.Dst, p.Src, 1, len(p.Buffer()), true)
 }
 
+// protocolName is what the protocol's statistics call an IP protocol.
+func protocolName(p ipproto.Proto) string {
+	switch p {
+	case ipproto.TCP:
+		return "TCP"
+	case ipproto.UDP:
+		return "UDP"
+	case ipproto.ICMPv6:
+		return "ICMPv6"
+	case ipproto.TSMP:
+		return "TSMP"
+	}
+	return strconv.Itoa(int(p))
+}
+
 // Stats counts the traffic of tunnel connections since the call before.
 func (n *Node) Stats() Stats {
 	m := n.meter
@@ -57,7 +73,7 @@ func (n *Node) Stats() Stats {
 	s := m.stats
 	s.Flows = make(map[string]int64)
 	for f := range m.flows {
-		s.Flows[f.proto.String()]++
+		s.Flows[protocolName(f.proto)]++
 	}
 	m.stats = Stats{}
 	m.last = flow{}

@@ -193,11 +193,10 @@ func (n *Node) Self() *tailnetpb.Node {
 	n.mu.Lock()
 	s := n.state
 	n.mu.Unlock()
-	raw := n.key.Public().Raw32()
 	self := &tailnetpb.Node{
 		Id:                  n.cfg.NodeID,
 		AsOf:                timestamppb.New(time.Now()),
-		Key:                 append([]byte(nodeKeyPrefix), raw[:]...),
+		Key:                 n.key.Public().AppendTo([]byte(nodeKeyPrefix)),
 		Disco:               n.engine.magic.DiscoPublicKey().String(),
 		PreferredDerp:       int32(s.home),
 		DerpLatency:         s.latency,

@@ -14,9 +14,8 @@ import (
 )
 
 func goodNode() *tailnetpb.Node {
-	raw := key.NewNode().Public().Raw32()
 	return &tailnetpb.Node{
-		Id: 1, Key: append([]byte("np"), raw[:]...), Disco: key.NewDisco().Public().String(), PreferredDerp: 3,
+		Id: 1, Key: key.NewNode().Public().AppendTo([]byte("np")), Disco: key.NewDisco().Public().String(), PreferredDerp: 3,
 		AllowedIps: []string{"fd7a:115c:a1e0::1/128", "fd60:627a:a42b::1/128"},
 		Endpoints:  []string{"192.0.2.1:1", "[2001:db8::1]:2"},
 	}

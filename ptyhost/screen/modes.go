@@ -146,13 +146,6 @@ type keyboard []int
 
 const maxKeyboard = 16
 
-func (k *keyboard) flags() int {
-	if len(*k) == 0 {
-		return 0
-	}
-	return (*k)[len(*k)-1]
-}
-
 func (k *keyboard) push(flags int) {
 	if len(*k) == maxKeyboard {
 		*k = append((*k)[:0:0], (*k)[1:]...)
