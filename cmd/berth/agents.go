@@ -80,11 +80,7 @@ declares. Its other tokens stay good; "berth agent revoke" ends them.`,
 	}
 	output := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		s, err := p.server()
-		if err != nil {
-			return err
-		}
-		agent, err := s.agent(cmd.Context(), args[0])
+		s, agent, err := p.find(cmd.Context(), args[0])
 		if err != nil {
 			return err
 		}
@@ -107,11 +103,7 @@ machine's identity gets a new one and is back at once; any other needs "berth ag
 		Args:              wantArgs(1, 1),
 		ValidArgsFunction: p.agentNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := p.server()
-			if err != nil {
-				return err
-			}
-			agent, err := s.agent(cmd.Context(), args[0])
+			s, agent, err := p.find(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
