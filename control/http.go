@@ -63,6 +63,7 @@ func (s *Server) routes() http.Handler {
 		w.Header().Set(wire.HeaderBuildVersion, s.config.Version)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		extendWrite(w)
+		boundBody(w, r)
 		defer func() {
 			// net/http would print the request's panic and go on; here it goes to the log, with an answer.
 			switch p := recover(); p {
@@ -204,16 +205,20 @@ func internalError(err error) *wire.Error {
 	return &wire.Error{StatusCode: http.StatusInternalServerError, Message: "An internal server error occurred.", Detail: err.Error()}
 }
 
-// bodyTimeout is how long a caller may take to send a JSON body.
+// bodyTimeout is how long a caller may take to send a body.
 const bodyTimeout = 30 * time.Second
+
+// boundBody gives a caller time to send his body, also one that nobody wants: net/http waits for the
+// rest of it before it answers.
+func boundBody(w http.ResponseWriter, r *http.Request) {
+	if r.Body != nil && r.Body != http.NoBody {
+		// Only net/http's own writer has deadlines; under another there is none to set.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+	}
+}
 
 // readJSON decodes a body of at most limit bytes into v, or answers the request and returns false.
 func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) bool {
-	// Only net/http's own writer has deadlines; under another there is none to set.
-	control := http.NewResponseController(w)
-	if control.SetReadDeadline(time.Now().Add(bodyTimeout)) == nil {
-		defer control.SetReadDeadline(time.Time{})
-	}
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 	err := dec.Decode(v)
 	if err == nil {
@@ -230,6 +235,8 @@ func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) bool {
 		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Request body must be valid JSON.", Detail: err.Error()})
 		return false
 	}
+	// The body is all here (see boundBody): what is waited for now is not the caller.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return true
 }
 
