@@ -8,6 +8,9 @@ import (
 	"net/http"
 	"os"
 	"time"
+
+	// The public roots, for where the system has none: an image made from scratch, a bare container.
+	_ "golang.org/x/crypto/x509roots/fallback"
 )
 
 // HTTPConfig says how the server is reached. It holds for API calls, the RPC link and the relay alike.

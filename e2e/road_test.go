@@ -180,12 +180,17 @@ func TestServerKilled(t *testing.T) {
 	r.waitConnected(20 * time.Second)
 	session := r.pipe("ssh", "box", "--", "cat")
 	session.ask("before", "before")
+	shell := r.terminal("shell", "box", "kept")
+	fmt.Fprintln(shell.in, "echo before-$((40+2))")
+	waitFor(t, shell, "before-42")
 	eventually(t, 20*time.Second, "log lines arrive", func() bool { return strings.Contains(r.berth("logs", "box"), "line 100") })
 
 	r.server.cmd.Process.Kill()
 	<-r.server.done
 	outage := time.After(30 * time.Second)
 	session.ask("while it is dead", "while it is dead")
+	fmt.Fprintln(shell.in, "echo dead-$((40+2))")
+	waitFor(t, shell, "dead-42")
 	<-outage
 	session.ask("after half a minute", "after half a minute")
 
@@ -194,6 +199,8 @@ func TestServerKilled(t *testing.T) {
 	r.waitConnected(15 * time.Second)
 	t.Logf("the link was back after %v", time.Since(back).Round(time.Millisecond))
 	session.ask("and again", "and again")
+	fmt.Fprintln(shell.in, "echo back-$((40+2))")
+	waitFor(t, shell, "back-42")
 	r.pipe("ssh", "box", "--", "cat").ask("a new session", "a new session")
 
 	eventually(t, 90*time.Second, "the last line arrives", func() bool { return strings.Contains(r.berth("logs", "box"), "line 3000") })
@@ -344,17 +351,7 @@ func (r *road) debug(path string) string {
 // A data directory on a full disk: one plain sentence, no stack trace, no loop.
 func TestServerDiskFull(t *testing.T) {
 	m := newMachine(t)
-	disk := filepath.Join(m.home, "disk")
-	if err := os.Mkdir(disk, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=64k"); err != nil {
-		t.Fatalf("cannot mount a small disk (this test needs root): %v", err)
-	}
-	t.Cleanup(func() { syscall.Unmount(disk, syscall.MNT_DETACH) })
-	if err := os.WriteFile(filepath.Join(disk, "filler"), make([]byte, 60<<10), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	disk := m.smallDisk()
 	out, errOut, code := m.run(nil, "berth", "serve", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(disk, "data"))
 	all := out + errOut
 	if code == 0 || !strings.Contains(all, "space") || strings.Contains(all, "goroutine") || strings.Count(all, "\n") > 10 {
