@@ -98,7 +98,8 @@ func (s *Store) CreateAgent(ctx context.Context, a Agent) error {
 	return s.addInstance(ctx, a)
 }
 
-// PutAgent stores an agent, new or changed; [ErrExists] when another one has its name.
+// PutAgent stores an agent, new or changed; [ErrExists] when another one has its name. Tokens that
+// were exchanged for an instance end when the agent is to come from another.
 func (s *Store) PutAgent(ctx context.Context, a Agent) error {
 	old, err := s.Agent(ctx, a.ID)
 	switch {
@@ -120,6 +121,12 @@ func (s *Store) PutAgent(ctx context.Context, a Agent) error {
 	}
 	if old.Instance != nil && (a.Instance == nil || instanceKey(*old.Instance) != instanceKey(*a.Instance)) {
 		if err := purge(ctx, s, s.instances, instanceKey(*old.Instance)+"."+a.ID.String()); err != nil {
+			return err
+		}
+	}
+	// What another machine was given is not for it to keep.
+	if old.Instance != nil && (a.Instance == nil || *old.Instance != *a.Instance) {
+		if err := s.keepExchanged(ctx, a.ID, 0); err != nil {
 			return err
 		}
 	}

@@ -48,20 +48,28 @@ func (s *Store) MintToken(ctx context.Context, agent uuid.UUID, exchanged bool) 
 	if !exchanged {
 		return token, nil
 	}
+	if err := s.keepExchanged(ctx, agent, maxExchanged); err != nil {
+		return "", err
+	}
+	return token, nil
+}
+
+// keepExchanged ends all but the newest n exchanged tokens of an agent.
+func (s *Store) keepExchanged(ctx context.Context, agent uuid.UUID, n int) error {
 	held, err := all[Token](ctx, s, s.tokens, agentTokenKey(agent, "*"))
 	if err != nil {
-		return "", err
+		return err
 	}
 	maps.DeleteFunc(held, func(_ string, t Token) bool { return !t.Exchanged })
 	oldest := slices.SortedFunc(maps.Keys(held), func(a, b string) int {
 		return cmp.Or(held[a].CreatedAt.Compare(held[b].CreatedAt), cmp.Compare(a, b))
 	})
-	for _, key := range oldest[:max(0, len(oldest)-maxExchanged)] {
+	for _, key := range oldest[:max(0, len(oldest)-n)] {
 		if err := s.revoke(ctx, agent, key); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return token, nil
+	return nil
 }
 
 // Token returns what is known of a token, or [ErrNotFound].
