@@ -96,6 +96,12 @@ func (s *Server) apply(ctx context.Context, declared []declaration) error {
 			// Any server of this deployment comes to the same id.
 			id = uuid.NewSHA1(s.id, []byte("agent:"+strings.ToLower(d.name)))
 		}
+		if other, ok := known[id]; ok && !other.FromFile {
+			return fmt.Errorf("cannot declare agent %q: its id is that of %q, which was made by hand; choose another id", d.name, other.Name)
+		}
+		if keep[id] {
+			return fmt.Errorf("cannot declare agent %q: its id %s, which follows from what it was called before, is declared for another; give it an id of its own", d.name, id)
+		}
 		keep[id] = true
 		now := time.Now().UTC()
 		agents = append(agents, store.Agent{ID: id, Name: d.name, CreatedAt: now, UpdatedAt: now, FromFile: true, Spec: d.spec(id)})

@@ -218,9 +218,30 @@ func TestExchange(t *testing.T) {
 	ask("other", 404, fmt.Sprintf(`{"message":"No agent found with instance ID \"%s\" and name \"other\"."}`, instance))
 	declare(fmt.Sprintf(testConfig, instance) + fmt.Sprintf("  - name: beta\n    instance: {provider: aws, id: %s}\n", instance))
 	ask("", 409, fmt.Sprintf(`{"message":"Multiple agents found with instance ID \"%s\". Set CODER_AGENT_NAME to one of: beta, demo"}`, instance))
-	ask("beta", 200, `{"session_token":"`)
+	exchanged := wire.Secret(ask("beta", 200, `{"session_token":"`))
+	beta, err := x.store.AgentByName(t.Context(), "beta")
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := x.store.MintToken(t.Context(), beta.ID, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := func(token wire.Secret) bool {
+		status, _ := x.call("GET", "/api/v2/workspaceagents/me/reinit?wait=true", "", as(token)...)
+		return status != http.StatusUnauthorized
+	}
+	if !good(exchanged) || !good(made) {
+		t.Error("a fresh token is not good")
+	}
 	declare(fmt.Sprintf("agents:\n  - name: beta\n    instance: {provider: aws, id: %s, account: '999999999999'}\n", instance))
 	ask("beta", 404, `{"message":"Instance with id`)
+	if good(exchanged) {
+		t.Error("the token of a machine that the agent is no longer to come from is still good")
+	}
+	if !good(made) {
+		t.Error("a token that a person made ended with the machine's")
+	}
 }
 
 func TestAdminKey(t *testing.T) {
@@ -290,4 +311,32 @@ func TestChosenIDs(t *testing.T) {
 	if err != nil || len(all) != 1 {
 		t.Errorf("%d agents, %v", len(all), err)
 	}
+}
+
+// An id may not take over another agent: one that was made by hand with its tokens, or one that had
+// the name before.
+func TestForeignIDs(t *testing.T) {
+	x := configured(t, Config{})
+	made, token := x.create("made")
+	const chosen = "8a1f3c52-0000-4000-8000-000000000002"
+	writeConfig(t, x.config.ConfigFile, "agents:\n  - name: old\n    id: "+chosen+"\n")
+	if err := x.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"agents:\n  - name: new\n    id: " + made.String() + "\n":               `its id is that of "made"`,
+		"agents:\n  - name: new\n    id: " + chosen + "\n  - name: old\n":       "give it an id of its own",
+		"agents:\n  - name: old\n  - name: new\n    id: " + chosen + "\n":       "give it an id of its own",
+		"agents:\n  - name: made\n    id: " + made.String() + "\n  - name: b\n": "was made by hand",
+	} {
+		writeConfig(t, x.config.ConfigFile, text)
+		if err := x.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+	agents, err := x.store.Agents(t.Context())
+	if err != nil || len(agents) != 2 || agents[0].Name != "made" || agents[1].Name != "old" {
+		t.Errorf("agents %v, %v", agents, err)
+	}
+	x.connect(token)
 }
