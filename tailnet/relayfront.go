@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"strconv"
@@ -44,6 +45,9 @@ const (
 	websocketMessage = 16 << 10
 	// frontRequestTimeout bounds the wait for the request of a local client.
 	frontRequestTimeout = 5 * time.Second
+	// maxFrontRequest bounds that request. Any user of this machine can connect;
+	// the library's requests have some 200 bytes.
+	maxFrontRequest = 16 << 10
 )
 
 // relayFront stands in for every relay, on loopback.
@@ -191,11 +195,13 @@ func (f *relayFront) handle(local net.Conn) {
 	f.track(local, 0)
 	defer f.untrack(local)
 	local.SetReadDeadline(time.Now().Add(frontRequestTimeout))
-	buffered := bufio.NewReader(local)
+	limited := &io.LimitedReader{R: local, N: maxFrontRequest}
+	buffered := bufio.NewReader(limited)
 	req, err := http.ReadRequest(buffered)
 	if err != nil {
 		return
 	}
+	limited.N = math.MaxInt64 // from here on it is a stream
 	local.SetReadDeadline(time.Time{})
 	reg, err := f.region(req.Host)
 	if err != nil {
@@ -298,8 +304,11 @@ func (f *relayFront) upgrade(ctx context.Context, node relayNode) (_ io.ReadWrit
 
 func (f *relayFront) websocket(ctx context.Context, node relayNode) (io.ReadWriteCloser, error) {
 	u := node.url("/derp")
+	// A redirect is not followed, here as in upgrade: headers are for this relay,
+	// and the WebSocket package would follow any number of them.
+	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	conn, _, err := websocket.Dial(ctx, u.String(), &websocket.DialOptions{
-		HTTPClient:      &http.Client{Transport: f.cfg.transport(node)},
+		HTTPClient:      &http.Client{Transport: f.cfg.transport(node), CheckRedirect: stay},
 		HTTPHeader:      f.cfg.header(),
 		Subprotocols:    []string{"derp"},
 		CompressionMode: websocket.CompressionDisabled, // packets are encrypted
