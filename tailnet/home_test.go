@@ -127,6 +127,14 @@ func TestReadRelayMap(t *testing.T) {
 			}
 		})
 	}
+	both := &tailnetpb.DERPMap_Region_Node{HostName: "a.example", Ipv4: "192.0.2.1", Ipv6: "2001:db8::1"}
+	rm, err := readRelayMap(mapOf(&tailnetpb.DERPMap_Region{RegionId: 1, Nodes: nodes{both}}), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := rm.regions[1].nodes; len(n) != 2 || n[0].host != both.Ipv4 || n[1].host != both.Ipv6 || n[1].name != both.HostName {
+		t.Errorf("a relay with an address of each family is reached at %+v", n)
+	}
 	big := mapOf()
 	for id := range int64(maxRegions + 1) {
 		big.Regions[id+1] = &tailnetpb.DERPMap_Region{RegionId: id + 1}

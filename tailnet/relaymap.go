@@ -87,6 +87,11 @@ func readRelayMap(m *tailnetpb.DERPMap, access *url.URL) (*relayMap, error) {
 					return nil, err
 				}
 				reg.nodes = append(reg.nodes, node)
+				if node.host == n.GetIpv4() && net.ParseIP(n.GetIpv6()) != nil {
+					// For machines that have no IPv4, the same relay again.
+					node.host = n.GetIpv6()
+					reg.nodes = append(reg.nodes, node)
+				}
 			}
 		}
 		if len(reg.nodes) > 0 {
