@@ -203,3 +203,22 @@ func TestClientGivesUpWaitingForReady(t *testing.T) {
 	cancel()
 	<-ended
 }
+
+// TestWishOutlivesATakenAddress: another peer may claim a destination's address, and the destination is still wanted.
+func TestWishOutlivesATakenAddress(t *testing.T) {
+	n := bareNode(t)
+	wanted, other := uuid.New(), uuid.New()
+	n.peers.wish(wanted)
+	for _, id := range []uuid.UUID{wanted, other, wanted} {
+		d, err := decodeNode(goodNode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.peers.update(id, d)
+	}
+	n.peers.mu.Lock()
+	defer n.peers.mu.Unlock()
+	if p := n.peers.byID[wanted]; p == nil || !p.destination || !p.held {
+		t.Errorf("the destination is %+v after its address was taken and given back", p)
+	}
+}

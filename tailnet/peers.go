@@ -159,8 +159,7 @@ func (t *peerTable) wish(id uuid.UUID) {
 	t.entry(id).destination = true
 }
 
-// update takes a peer's node in. It reports whether a destination may now be
-// dialled that could not before.
+// update takes a peer's node in.
 func (t *peerTable) update(id uuid.UUID, d *decodedNode) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -172,7 +171,7 @@ func (t *peerTable) update(id uuid.UUID, d *decodedNode) {
 	for other, p := range t.byID {
 		if other != id && p.node.Valid() && (p.node.Key() == d.key || overlap(p.route, d.route)) {
 			p.stopTimer()
-			delete(t.byID, other)
+			t.forget(p)
 		}
 	}
 	p := t.entry(id)
@@ -300,6 +299,9 @@ func (t *peerTable) nodeID(k key.NodePublic) tailcfg.NodeID {
 // socket must know a peer before WireGuard looks it up there, and the index
 // must hold it before either is asked to look again.
 func (t *peerTable) install() {
+	if t.closed {
+		return // the engine may be gone
+	}
 	relayOnly := t.n.relayOnly()
 	next := &peerIndex{
 		byIP:  make(map[netip.Addr]*installed),
