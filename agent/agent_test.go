@@ -44,6 +44,7 @@ type server struct {
 	logs     []string
 	stats    int
 	drop     context.CancelFunc // ends the present link
+	relays   bool               // its relay can be measured
 }
 
 // coordinator is the server's other service.
@@ -72,6 +73,13 @@ func newServer(t *testing.T, m *agentpb.Manifest) *server {
 		s.drop = cancel
 		s.mu.Unlock()
 		_ = rpc.Serve(ctx, websocket.NetConn(ctx, ws, websocket.MessageBinary), mux, rpc.ServeOptions{})
+	})
+	h.HandleFunc("GET /derp/latency-check", func(w http.ResponseWriter, _ *http.Request) {
+		s.use(func() {
+			if !s.relays {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+		})
 	})
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
@@ -351,6 +359,19 @@ func TestAgentRelinks(t *testing.T) {
 	if n := lines(filepath.Join(dir, "starts")); n != 1 {
 		t.Errorf("start scripts ran %d times, want once", n)
 	}
+}
+
+// TestAgentJoinsOnALaterLink: a relay that comes only after a link was lost is told of all the same.
+func TestAgentJoinsOnALaterLink(t *testing.T) {
+	dir := shortDir(t)
+	s := newServer(t, workspace(dir))
+	r := run(t, s, filepath.Join(dir, "s"))
+	r.await(StepReady)
+	s.use(func() { s.drop() })
+	r.await(StepLinked)
+	s.use(func() { s.relays = true })
+	r.await(StepTailnet)
+	r.end()
 }
 
 // TestAgentBecomesAnother: after a rebuild the same machine is another agent, with other addresses.

@@ -110,7 +110,7 @@ const (
 )
 
 // announceJoin tells when the node has a relay, and whether peers could reach it directly. It
-// returns when it has, or ctx is done.
+// returns when it has, or ctx is done; then the next link's call goes on waiting.
 func (a *agent) announceJoin(ctx context.Context, node *tailnet.Node) {
 	tick := time.NewTicker(joinPoll)
 	defer tick.Stop()
@@ -126,6 +126,7 @@ func (a *agent) announceJoin(ctx context.Context, node *tailnet.Node) {
 			if direct {
 				path = "direct"
 			}
+			a.joined.Store(true)
 			a.log.Info("joined the mesh", "path", path, "home_region", node.Home())
 			a.emit(Event{Step: StepTailnet, Path: path})
 			return

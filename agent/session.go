@@ -120,7 +120,7 @@ func (a *agent) coordinate(ctx context.Context, api tailnetpb.DRPCTailnetClient)
 			return fmt.Errorf("cannot coordinate: %w", err)
 		}
 		node.SetRelayOnly(a.relayOnly(a.manifest.Load()))
-		if a.joined.CompareAndSwap(false, true) {
+		if !a.joined.Load() {
 			joinCtx, joined := context.WithCancel(ctx)
 			done := make(chan struct{})
 			go func() { defer close(done); a.announceJoin(joinCtx, node) }()
