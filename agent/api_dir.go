@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/berthd/berth/wire"
 )
@@ -86,7 +87,8 @@ func (req listDirectoryRequest) resolve(query string) (string, error) {
 
 // listDirectory lists a directory: directories first, then by name.
 func listDirectory(path string) (*directory, error) {
-	f, err := os.Open(path)
+	// Opening a FIFO as a file would wait for its writer, for ever.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list directory: %w", err)
 	}

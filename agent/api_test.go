@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -157,6 +158,25 @@ func TestListDirectory(t *testing.T) {
 				t.Errorf("path %q, %q; want %q", got.AbsolutePathString, got.AbsolutePath, dir)
 			}
 		})
+	}
+}
+
+// TestListWhatIsNoDirectory: a FIFO too is refused at once, not waited for.
+func TestListWhatIsNoDirectory(t *testing.T) {
+	dir := t.TempDir()
+	fifo, file := filepath.Join(dir, "fifo"), filepath.Join(dir, "file")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]int{fifo: 500, file: 500, filepath.Join(dir, "none"): 404} {
+		w := httptest.NewRecorder()
+		testAPI().handler().ServeHTTP(w, httptest.NewRequest("POST", "/api/v0/list-directory?path="+path, strings.NewReader("{}")))
+		if w.Code != want {
+			t.Errorf("%s: status %d, want %d: %s", path, w.Code, want, w.Body)
+		}
 	}
 }
 
