@@ -34,8 +34,10 @@ const (
 	meshBudget      = 3 * time.Second
 	terminalsBudget = 5 * time.Second
 	flushBudget     = 5 * time.Second
-	linkBudget      = 2 * time.Second
-	reporterBudget  = 2 * time.Second
+	// restartFlush is flushBudget for a berthd that starts again: nobody should notice.
+	restartFlush   = time.Second
+	linkBudget     = 2 * time.Second
+	reporterBudget = 2 * time.Second
 )
 
 // Run runs an agent until ctx is done and everything is wound up, and returns nil then. It returns
@@ -94,7 +96,7 @@ type known struct {
 	secret   atomic.Pointer[wire.Secret] // the session token
 	manifest atomic.Pointer[agentpb.Manifest]
 	banners  atomic.Pointer[[]string]
-	joined   atomic.Bool // the mesh was joined once
+	joined   atomic.Bool // that the mesh was joined has been told
 	changed  atomic.Bool // the server gave us another id
 
 	first   *later[*agentpb.Manifest]
@@ -262,11 +264,14 @@ func (a *agent) runReporter(ctx context.Context) error {
 // and while the link is still up.
 func (a *agent) runFlush(ctx context.Context) error {
 	<-ctx.Done()
-	// The spool keeps logs for the next berthd, and of an agent that is no more nobody wants to hear.
-	if a.restarting() || a.changed.Load() {
-		return nil
+	budget := flushBudget
+	switch {
+	case a.changed.Load():
+		return nil // of an agent that is no more nobody wants to hear
+	case a.restarting():
+		budget = restartFlush // the spool keeps logs for the next berthd; that sessions ended, only we know
 	}
-	flushCtx, cancel := context.WithTimeout(context.Background(), flushBudget)
+	flushCtx, cancel := context.WithTimeout(context.Background(), budget)
 	defer cancel()
 	if err := a.reporter.Flush(flushCtx); err != nil {
 		a.log.Warn("not everything could be reported; what is left is sent after the next start", "error", err)
