@@ -351,3 +351,28 @@ func TestChannelFlood(t *testing.T) {
 		t.Errorf("got %q, %v", out, err)
 	}
 }
+
+// TestAgentRequestBehindTheStart: its answer is as ever, and it touches nothing that the command is being started from.
+func TestAgentRequestBehindTheStart(t *testing.T) {
+	f := serve(t, nil)
+	ch, reqs, err := f.dial(t).OpenChannel("session", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go ssh.DiscardRequests(reqs)
+	for _, req := range []struct {
+		name    string
+		payload []byte
+	}{
+		{"exec", ssh.Marshal(struct{ Line string }{`echo "[$SSH_AUTH_SOCK]"`})},
+		{"auth-agent-req@openssh.com", nil},
+	} {
+		if ok, err := ch.SendRequest(req.name, true, req.payload); err != nil || !ok {
+			t.Fatalf("%s: %v, %v", req.name, ok, err)
+		}
+	}
+	out, err := io.ReadAll(ch)
+	if err != nil || string(out) != "["+os.Getenv("SSH_AUTH_SOCK")+"]\n" {
+		t.Errorf("the command said %q, %v", out, err)
+	}
+}

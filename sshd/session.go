@@ -79,6 +79,9 @@ func (s *session) handle(req *ssh.Request) (start func() (int, error), ok bool) 
 		}
 		return nil, s.env.set(p.Name, p.Value)
 	case "auth-agent-req@openssh.com":
+		if s.started { // its environment is made already
+			return nil, true
+		}
 		sock, err := s.conn.agent.open(s.conn, s.ssh)
 		if err != nil {
 			s.conn.srv.cfg.Log.Warn("cannot forward an SSH agent", "remote", s.conn.remote, "err", err)
