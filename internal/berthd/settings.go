@@ -73,8 +73,6 @@ type option struct {
 	fallback string
 	usage    string
 	bind     func(*flag.FlagSet, *settings, string, string)
-	// secret tells that the value must not be repeated in a message.
-	secret bool
 }
 
 func text(field func(*settings) *string, preset string) func(*flag.FlagSet, *settings, string, string) {
@@ -105,7 +103,7 @@ var options = []option{
 	{name: "exit-on-refused", env: "BERTH_EXIT_ON_REFUSED",
 		usage: "exit with 77 when the server refuses the token, instead of trying again",
 		bind:  toggle(func(s *settings) *bool { return &s.identity.exitOnRefused })},
-	{name: "header", env: "BERTH_HEADER", fallback: "CODER_AGENT_HEADER", secret: true,
+	{name: "header", env: "BERTH_HEADER", fallback: "CODER_AGENT_HEADER",
 		usage: "`key=value` header for every request to the server and relay; repeatable, in the variable separated by commas",
 		bind:  func(fs *flag.FlagSet, s *settings, name, usage string) { fs.Var(&s.server.header, name, usage) }},
 	{name: "ca-file", env: "BERTH_CA_FILE",
@@ -214,9 +212,6 @@ func parseSettings(args []string, env environment) (*settings, error) {
 			continue
 		}
 		if err := fs.Set(o.name, value); err != nil {
-			if o.secret {
-				return nil, usagef("cannot use %s: %w", name, err)
-			}
 			return nil, usagef("cannot use %s=%s: %w", name, value, err)
 		}
 	}
@@ -233,6 +228,12 @@ func parseSettings(args []string, env environment) (*settings, error) {
 }
 
 func (s *settings) check() error {
+	if s.server.header.bad != nil {
+		return usagef("cannot use a header (--header, BERTH_HEADER or CODER_AGENT_HEADER): %w", s.server.header.bad)
+	}
+	if s.services.sshMaxTimeout < 0 || s.services.stopTimeout < 0 {
+		return usagef("--ssh-max-timeout and --stop-timeout cannot be negative: 0 means their default")
+	}
 	if s.services.listenPort > 65535 {
 		return usagef("--tailnet-listen-port %d is no port: 65535 is the highest", s.services.listenPort)
 	}
@@ -300,7 +301,12 @@ func writable(dir string) bool {
 }
 
 // headerList collects key=value headers.
-type headerList struct{ http.Header }
+type headerList struct {
+	http.Header
+	// bad is why one cannot be used. Set does not return it: package flag would repeat the value,
+	// which may be a credential.
+	bad error
+}
 
 // String implements flag.Value. Values may be credentials and are not shown.
 func (h *headerList) String() string {
@@ -318,10 +324,12 @@ func (h *headerList) Set(list string) error {
 	for pair := range strings.SplitSeq(list, ",") {
 		key, value, ok := strings.Cut(pair, "=")
 		if key = strings.TrimSpace(key); !ok || key == "" {
-			return errors.New("a header must be key=value")
+			h.bad = errors.New("a header must be key=value")
+			return nil
 		}
 		if strings.ContainsAny(pair, "\r\n\x00") || strings.ContainsAny(key, " :\t") {
-			return errors.New("a header must be key=value in one line, its key one word")
+			h.bad = errors.New("a header must be key=value in one line, its key one word")
+			return nil
 		}
 		h.Add(key, value)
 	}

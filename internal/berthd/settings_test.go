@@ -49,7 +49,7 @@ func TestPrecedence(t *testing.T) {
 }
 
 // inside lets cmp look into settings.
-var inside = cmp.AllowUnexported(settings{}, serverSettings{}, identitySettings{}, dirSettings{}, serviceSettings{}, outputSettings{})
+var inside = cmp.AllowUnexported(settings{}, serverSettings{}, identitySettings{}, dirSettings{}, serviceSettings{}, outputSettings{}, headerList{})
 
 func TestEveryVariableIsRead(t *testing.T) {
 	values := map[string]string{
@@ -144,6 +144,9 @@ func TestMistakesInSettings(t *testing.T) {
 		"bad port":        {nil, []string{"--tailnet-listen-port", "70000"}, "70000"},
 		"bad duration":    {environment{"CODER_AGENT_SSH_MAX_TIMEOUT": "soon"}, nil, "CODER_AGENT_SSH_MAX_TIMEOUT"},
 		"bad header":      {environment{"BERTH_HEADER": secret}, nil, "BERTH_HEADER"},
+		"bad header flag": {nil, []string{"--header", secret}, "--header"},
+		"bad header name": {nil, []string{"--header", "a b=" + secret}, "one word"},
+		"negative time":   {nil, []string{"--ssh-max-timeout", "-1h"}, "negative"},
 		"bad log format":  {nil, []string{"--log-format", "xml"}, "xml"},
 		"bad subsystem":   {environment{"CODER_AGENT_SUBSYSTEM": "vm"}, nil, "vm"},
 		"no ca file":      {environment{"BERTH_URL": "https://h", "BERTH_CA_FILE": "/no/such"}, nil, "/no/such"},
