@@ -131,6 +131,10 @@ type ServeOptions struct {
 	WriteTimeout time.Duration
 }
 
+// maxCalls is how many calls of one session are served at a time; more wait. Each may hold a request
+// of [wire.MaxMessage] in memory. Stock agents have about 15, clients fewer.
+const maxCalls = 64
+
 // ErrDead is returned by [Serve] when the caller stopped answering probes.
 var ErrDead = errors.New("no answer to probes")
 
@@ -147,13 +151,22 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 	group, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, func() { session.Close() })
 	defer stop()
+	calls := make(chan struct{}, maxCalls)
 	group.Go(func() error {
 		for {
+			select {
+			case calls <- struct{}{}:
+			case <-ctx.Done():
+				return errEnded
+			case <-session.CloseChan():
+				return errEnded
+			}
 			stream, err := session.AcceptStreamWithContext(ctx)
 			if err != nil {
 				return errEnded
 			}
 			group.Go(func() error {
+				defer func() { <-calls }()
 				defer stream.Close()
 				// A failed call has been answered on its stream; the session goes on.
 				_ = server.ServeOne(ctx, patientConn{stream, timeout})

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,7 +33,8 @@ func (*agentService) UpdateStartup(context.Context, *agentpb.UpdateStartupReques
 }
 
 type tailnetService struct {
-	gaveUp chan error
+	gaveUp  chan error
+	serving atomic.Int32 // calls of Coordinate
 	tailnetpb.DRPCTailnetUnimplementedServer
 }
 
@@ -47,7 +49,9 @@ func (s *tailnetService) StreamDERPMaps(_ *tailnetpb.StreamDERPMapsRequest, stre
 	}
 }
 
-func (*tailnetService) Coordinate(s tailnetpb.DRPCTailnet_CoordinateStream) error {
+func (t *tailnetService) Coordinate(s tailnetpb.DRPCTailnet_CoordinateStream) error {
+	t.serving.Add(1)
+	defer t.serving.Add(-1)
 	for {
 		req, err := s.Recv()
 		if err != nil {
@@ -172,6 +176,47 @@ func TestCallerThatNeverReads(t *testing.T) {
 	}
 	if m, err := agentpb.NewDRPCAgentClient(c).GetManifest(t.Context(), &agentpb.GetManifestRequest{}); err != nil || m.AgentName != "demo" {
 		t.Errorf("another call: %v, %v", m, err)
+	}
+}
+
+// A caller that opens call after call and ends none holds no more than its share, gets its probes
+// answered, and is served again when it ends some.
+func TestTooManyCalls(t *testing.T) {
+	service := &tailnetService{}
+	c, _ := serve(t, service, ServeOptions{})
+	tailnet := tailnetpb.NewDRPCTailnetClient(c)
+	request := &tailnetpb.CoordinateRequest{AddTunnel: &tailnetpb.CoordinateRequest_Tunnel{Id: []byte("x")}}
+	var open []tailnetpb.DRPCTailnet_CoordinateClient
+	for range maxCalls + 10 {
+		stream, err := tailnet.Coordinate(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(request); err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, stream)
+	}
+	for _, stream := range open[:maxCalls] {
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Ping(); err != nil {
+		t.Error(err)
+	}
+	if n := service.serving.Load(); n != maxCalls {
+		t.Errorf("%d calls are served, want %d", n, maxCalls)
+	}
+	for _, stream := range open[:10] {
+		if err := stream.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, stream := range open[maxCalls:] {
+		if _, err := stream.Recv(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
