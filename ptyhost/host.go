@@ -257,8 +257,16 @@ func (h *Host) leave(s *session, v *viewer, told bool) {
 func (h *Host) forget(s *session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.drop(s)
+}
+
+// drop is forget for who holds the lock. The timer goes too: it would hold on to the session's screen.
+func (h *Host) drop(s *session) {
 	if h.sessions[s.id] == s {
 		delete(h.sessions, s.id)
+	}
+	if s.kept != nil {
+		s.kept.Stop()
 	}
 }
 
@@ -306,9 +314,12 @@ func (h *Host) create(req AttachRequest) (*session, error) {
 
 // retire keeps an ended session for a while if nobody was there to see its end.
 func (h *Host) retire(s *session) {
-	time.AfterFunc(keepEnded, func() { h.forget(s) })
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.sessions[s.id] != s {
+		return // its viewers knew at once
+	}
+	s.kept = time.AfterFunc(keepEnded, func() { h.forget(s) })
 	var ended []SessionInfo
 	for _, s := range h.sessions {
 		if info := s.info(); info.Exited != nil && info.Viewers == 0 {
@@ -317,7 +328,7 @@ func (h *Host) retire(s *session) {
 	}
 	slices.SortFunc(ended, func(a, b SessionInfo) int { return a.LastActive.Compare(b.LastActive) })
 	for _, info := range ended[:max(0, len(ended)-maxEnded)] {
-		delete(h.sessions, info.ID)
+		h.drop(h.sessions[info.ID])
 	}
 }
 

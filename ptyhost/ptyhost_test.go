@@ -2,6 +2,7 @@ package ptyhost
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -509,4 +510,41 @@ func screenOf(output []byte) string {
 	term := screen.New(screen.Config{Lines: -1})
 	term.Write(output)
 	return string(term.Snapshot(screen.View{}))
+}
+
+// TestEndedSessionIsLetGo: once its end was told nothing holds on to a session, nor to its screen.
+func TestEndedSessionIsLetGo(t *testing.T) {
+	dir, err := os.MkdirTemp("", "ptyhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l, err := Listen(filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := NewHost(HostConfig{})
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- h.Serve(ctx, l) }()
+	defer func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	a := attach(t, Dial(filepath.Join(dir, "s")), AttachRequest{Create: shell("read line")})
+	h.mu.Lock()
+	s := h.sessions[a.Info().ID]
+	h.mu.Unlock()
+	if _, err := a.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	readAll(t, a)
+	h.running.Wait()
+	eventually(t, "the session is forgotten, and no timer keeps it", func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return len(h.sessions) == 0 && (s.kept == nil || !s.kept.Stop())
+	})
 }

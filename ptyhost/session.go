@@ -40,6 +40,7 @@ type session struct {
 	tty  *terminal
 	log  *slog.Logger
 	done chan struct{} // closed when the program ended and its output was read
+	kept *time.Timer   // forgets the session some time after its end; the host's lock guards it
 
 	created time.Time
 	room    chan struct{} // has room for one: a raw viewer that was full is not any more
