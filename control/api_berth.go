@@ -36,7 +36,7 @@ func (s *Server) getBerthAgents(w http.ResponseWriter, r *http.Request) {
 	now := time.Now()
 	rows := make([]wire.AgentSummary, 0, len(agents))
 	for _, a := range agents {
-		st := states[a.ID]
+		st := s.links.seen(a.ID, states[a.ID])
 		row := wire.AgentSummary{
 			ID: a.ID, Name: a.Name, Status: status(a, st, now), LifecycleState: lifecycle(st),
 			Version: st.Version, CreatedAt: a.CreatedAt, LastSeenAt: st.LastConnectedAt,

@@ -78,7 +78,7 @@ func (s *Server) mustBeConnected(w http.ResponseWriter, r *http.Request, a store
 		writeError(w, internalError(err))
 		return false
 	}
-	if now := status(a, st, time.Now()); now != wire.AgentConnected {
+	if now := status(a, s.links.seen(a.ID, st), time.Now()); now != wire.AgentConnected {
 		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest,
 			Message: fmt.Sprintf("Agent state is %q, it must be in the %q state.", now, wire.AgentConnected)})
 		return false

@@ -18,6 +18,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/berthd/berth/control/store"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 	"github.com/berthd/berth/wire/rpc"
@@ -451,6 +452,37 @@ func TestOlderLinkDoesNotEndTheNewer(t *testing.T) {
 }
 
 // TestUnmonitoredRole: a link that is not the agent's own leaves no trace in its state.
+// An agent whose link answers is connected, also while that cannot be written down.
+func TestConnectedWithoutWriting(t *testing.T) {
+	x := serve(t, Config{})
+	id, token := x.create("demo")
+	link := x.connect(token)
+	eventually(t, "the link answers", func() bool {
+		st := store.State{LastConnectedAt: new(time.Time)}
+		return x.links.seen(id, st).LastConnectedAt.After(time.Now().Add(-inactive))
+	})
+	err := x.store.UpdateState(t.Context(), id, func(st *store.State) error {
+		old := time.Now().Add(-time.Hour)
+		st.LastConnectedAt, st.Link = &old, uuid.New()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var agent wire.Agent
+	x.get("/api/v2/workspaceagents/"+id.String(), &agent)
+	var agents []wire.AgentSummary
+	x.get("/api/v2/berth/agents", &agents)
+	if agent.Status != wire.AgentConnected || len(agents) != 1 || agents[0].Status != wire.AgentConnected {
+		t.Errorf("status %q, in the list %v", agent.Status, agents)
+	}
+	link.Close()
+	eventually(t, "it counts as gone", func() bool {
+		x.get("/api/v2/workspaceagents/"+id.String(), &agent)
+		return agent.Status == wire.AgentDisconnected
+	})
+}
+
 func TestUnmonitoredRole(t *testing.T) {
 	x := serve(t, Config{})
 	id, token := x.create("demo")

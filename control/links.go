@@ -24,6 +24,8 @@ type link struct {
 	agent uuid.UUID
 	token string // hash
 	end   context.CancelFunc
+	// answered is when a monitored link last answered a probe. It belongs to the lock of links.
+	answered time.Time
 }
 
 func (l *links) add(k *link) {
@@ -39,6 +41,30 @@ func (l *links) remove(k *link) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.open, k)
+}
+
+// note keeps that a link answered a probe.
+func (l *links) note(k *link) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k.answered = time.Now().UTC()
+}
+
+// seen makes a state say what this server sees for itself: a link that answers is up, also while that
+// cannot be written down because the disk is full.
+func (l *links) seen(agent uuid.UUID, st store.State) store.State {
+	if st.LastConnectedAt == nil || time.Since(*st.LastConnectedAt) <= inactive {
+		return st // nothing to add, as a rule
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k := range l.open {
+		if k.agent == agent && k.answered.After(*st.LastConnectedAt) {
+			at := k.answered
+			st.LastConnectedAt = &at
+		}
+	}
+	return st
 }
 
 // endWhere ends the links that match.
@@ -102,6 +128,7 @@ func (s *Server) alive(ctx context.Context, k *link, monitored bool) {
 	if !monitored {
 		return
 	}
+	s.links.note(k)
 	err = s.store.UpdateState(ctx, k.agent, func(st *store.State) error {
 		if st.Link != k.id {
 			return errStale

@@ -80,6 +80,7 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 	if err != nil {
 		return wire.Agent{}, err
 	}
+	st = s.links.seen(a.ID, st)
 	sources, err := s.store.LogSources(ctx, a.ID)
 	if err != nil {
 		return wire.Agent{}, err
