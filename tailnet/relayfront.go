@@ -66,6 +66,7 @@ type relayFront struct {
 	mu      sync.Mutex
 	regions map[int]*region
 	forced  map[int]string // region to the reason for WebSocket
+	failing map[int]bool   // regions whose last attempt failed
 	conns   map[net.Conn]int
 }
 
@@ -76,7 +77,7 @@ func newRelayFront(cfg *Config, changed func()) (*relayFront, error) {
 	}
 	f := &relayFront{
 		cfg: cfg, log: cfg.Log, changed: changed, listener: l, secret: strings.ToLower(rand.Text()),
-		forced: make(map[int]string), conns: make(map[net.Conn]int),
+		forced: make(map[int]string), failing: make(map[int]bool), conns: make(map[net.Conn]int),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	f.wg.Go(f.serve)
@@ -215,11 +216,12 @@ func (f *relayFront) handle(local net.Conn) {
 	defer cancel()
 	remote, size, err := f.connect(ctx, cancel, reg)
 	if err != nil {
-		f.log.Info("cannot reach a relay", "region", reg.name, "err", err)
+		f.note(reg, err)
 		fmt.Fprintf(local, "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
 		return
 	}
 	defer remote.Close()
+	f.note(reg, nil)
 	if _, err := io.WriteString(local, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"); err != nil {
 		return
 	}
@@ -227,6 +229,23 @@ func (f *relayFront) handle(local net.Conn) {
 		io.Reader
 		io.WriteCloser
 	}{buffered, local}, remote, size)
+}
+
+// note takes in how an attempt to reach a region ended. The library tries again
+// every few seconds, so that it cannot be reached is told once until it was.
+func (f *relayFront) note(reg *region, err error) {
+	f.mu.Lock()
+	told := f.failing[reg.id]
+	f.failing[reg.id] = err != nil
+	f.mu.Unlock()
+	if err == nil || f.ctx.Err() != nil {
+		return
+	}
+	level := slog.LevelInfo
+	if told {
+		level = slog.LevelDebug
+	}
+	f.log.Log(f.ctx, level, "cannot reach a relay; trying on", "region", reg.name, "err", err)
 }
 
 func (f *relayFront) track(c net.Conn, region int) {

@@ -1,8 +1,11 @@
 package tailnet
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -68,5 +71,36 @@ func TestRelayRedirectIsNotFollowed(t *testing.T) {
 	_, _, err = n.front.connect(ctx, cancel, &region{id: 1, nodes: []relayNode{{scheme: "http", host: "127.0.0.1", port: at.Port}}})
 	if err == nil || strayed.Load() != 0 {
 		t.Errorf("%d requests went where the relay sent them; %v", strayed.Load(), err)
+	}
+}
+
+// TestUnreachableRelayIsToldOnce: the library tries on every few seconds, for as long as a server is away.
+func TestUnreachableRelayIsToldOnce(t *testing.T) {
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	var out bytes.Buffer // written to by the requests below, one after the other
+	f, err := newRelayFront(&Config{Log: slog.New(slog.NewTextHandler(&out, nil))}, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.set(map[int]*region{1: {id: 1, nodes: []relayNode{{scheme: "http", host: "127.0.0.1", port: closed.Addr().(*net.TCPAddr).Port}}}})
+	for range 3 {
+		c, err := net.Dial("tcp", f.listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(c, "GET /derp HTTP/1.1\r\nHost: "+f.node(1).HostName+"\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil || resp.StatusCode != http.StatusBadGateway {
+			t.Fatalf("answer %v, %v", resp, err)
+		}
+		c.Close()
+	}
+	f.close()
+	if n := strings.Count(out.String(), "cannot reach a relay"); n != 1 {
+		t.Errorf("told %d times:\n%s", n, &out)
 	}
 }
