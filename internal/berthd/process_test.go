@@ -176,10 +176,10 @@ func TestBadInput(t *testing.T) {
 		"html page":       {plain(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<!DOCTYPE html><html>login</html>") }), []string{"HTML page", "fix="}},
 		"redirect":        {plain(http.RedirectHandler("https://sso.example.com/login", http.StatusFound).ServeHTTP), []string{"redirects to https://sso.example.com", "fix="}},
 		"refused port":    {closed, []string{"refused", "fix="}},
-		"refused token":   {plain(answer(401, "Agent token is invalid.")), []string{"Agent token is invalid.", "fix="}},
+		"refused token":   {plain(answer(401, "Agent token is invalid.")), []string{"Agent token is invalid", "fix="}},
 		"unknown agent":   {plain(answer(404, `Instance with id "i-1" not found.`)), []string{"not found", "fix="}},
 		"ambiguous agent": {plain(answer(409, "Multiple agents found.")), []string{"Multiple agents", "BERTH_AGENT_NAME"}},
-		"broken server":   {plain(answer(500, "Internal error.")), []string{"Internal error.", "fix="}},
+		"broken server":   {plain(answer(500, "Internal error.")), []string{"Internal error", "fix="}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -204,7 +204,7 @@ func TestExitOnRefused(t *testing.T) {
 	if code := d.wait(); code != ExitRefused {
 		t.Errorf("exit code %d, want %d", code, ExitRefused)
 	}
-	if !strings.Contains(line, "Agent token is invalid.") {
+	if !strings.Contains(line, "Agent token is invalid") {
 		t.Errorf("said %q, want the server's reason", line)
 	}
 }
@@ -213,7 +213,7 @@ func TestSecondBerthd(t *testing.T) {
 	srv := httptest.NewServer(answer(503, "Wait."))
 	defer srv.Close()
 	first := start(t, []string{"BERTH_URL=" + srv.URL})
-	first.says("level=WARN", "Wait.") // the state is taken before the first dial
+	first.says("level=WARN", "Wait") // the state is taken before the first dial
 	second := start(t, []string{"BERTH_URL=" + srv.URL}, "--state-dir", filepath.Join(first.state, "s"))
 	second.says("another berthd runs", fmt.Sprint(first.cmd.Process.Pid))
 	if code := second.wait(); code != ExitBusy {
