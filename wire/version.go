@@ -24,7 +24,7 @@ func (v Version) AtLeast(minor int) bool { return v.Major > 2 || v.Major == 2 &&
 // ParseVersion reads "major.minor". Its error texts are those of the protocol.
 func ParseVersion(s string) (Version, error) {
 	major, minor, ok := strings.Cut(s, ".")
-	if !ok {
+	if !ok || strings.Contains(minor, ".") {
 		return Version{}, fmt.Errorf("invalid version string: %s", s)
 	}
 	ma, err := strconv.Atoi(major)

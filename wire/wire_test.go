@@ -58,6 +58,7 @@ func TestVersion(t *testing.T) {
 		{"3.0", "server is at version 2.10, behind requested major version 3.0"},
 		{"1.0", "version 1.0 is no longer supported"},
 		{"2", "invalid version string: 2"},
+		{"2.10.1", "invalid version string: 2.10.1"},
 		{"x.1", "invalid major version: x"},
 		{"2.x", "invalid minor version: x"},
 		{"2.-1", "invalid minor version: -1"},
