@@ -42,7 +42,10 @@ func (s *Server) postLogSource(w http.ResponseWriter, r *http.Request, agent cal
 	source := wire.LogSource{
 		WorkspaceAgentID: agent.ID, ID: req.ID, CreatedAt: time.Now().UTC(), DisplayName: req.DisplayName, Icon: req.Icon,
 	}
-	if err := s.addLogSource(r.Context(), source); err != nil {
+	// The answer echoes the request; what others are shown is cleaned, like lines.
+	shown := source
+	shown.DisplayName, shown.Icon = logText(source.DisplayName), logText(source.Icon)
+	if err := s.addLogSource(r.Context(), shown); err != nil {
 		writeError(w, internalError(err))
 		return
 	}

@@ -150,7 +150,7 @@ func TestTextLogs(t *testing.T) {
 	x := configured(t, Config{})
 	id, token := x.declared("demo")
 	source := uuid.NewString()
-	x.call("POST", "/api/v2/workspaceagents/me/log-source", fmt.Sprintf(`{"id":%q,"display_name":"Build"}`, source), as(token)...)
+	x.call("POST", "/api/v2/workspaceagents/me/log-source", fmt.Sprintf(`{"id":%q,"display_name":"\u001b[2JBuild\n"}`, source), as(token)...)
 	hostile := "a\x1b[31mred\x1b[0m\x1b[2J\x1b]0;title\x07\u0000 <b>"
 	body, err := json.Marshal(wire.PatchLogs{LogSourceID: uuid.MustParse(source), Logs: []wire.PatchLog{{Output: hostile, Level: "error"}}})
 	if err != nil {
