@@ -453,16 +453,22 @@ func TestAgentForwarding(t *testing.T) {
 // wantGone waits until a file that a connection owned is removed: the client leaves before the server has noticed.
 func wantGone(t *testing.T, path string) {
 	t.Helper()
+	eventually(t, path+" is removed", func() bool {
+		_, err := os.Lstat(path)
+		return os.IsNotExist(err)
+	})
+}
+
+// eventually waits for a condition that nothing announces.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.After(10 * time.Second); ; {
-		if _, err := os.Lstat(path); os.IsNotExist(err) {
-			return
-		}
+	for deadline := time.After(10 * time.Second); !ok(); {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("%s outlived its connection", path)
+			t.Fatalf("it never came to this: %s", what)
 		}
 	}
 }

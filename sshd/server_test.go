@@ -9,10 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/berthd/berth/ptyhost"
@@ -375,4 +377,37 @@ func TestAgentRequestBehindTheStart(t *testing.T) {
 	if err != nil || string(out) != "["+os.Getenv("SSH_AUTH_SOCK")+"]\n" {
 		t.Errorf("the command said %q, %v", out, err)
 	}
+}
+
+// TestSFTPOfAFIFO: a file that cannot be opened does not hold up the end of its session.
+func TestSFTPOfAFIFO(t *testing.T) {
+	f := serve(t, nil)
+	fifo := filepath.Join(f.dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	conn := f.dial(t)
+	c, err := sftp.NewClient(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan error, 1)
+	go func() {
+		_, err := c.Open(fifo)
+		opened <- err
+	}()
+	if _, err := c.Stat("."); err != nil { // the request before it has been taken in
+		t.Fatal(err)
+	}
+	conn.Close()
+	if err := <-opened; err == nil {
+		t.Error("a FIFO without a writer was opened")
+	}
+	eventually(t, "the session has ended", func() bool { return f.Counts() == Counts{} })
+	// Whoever still waits in open is let go, or would be found as a leak.
+	w, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Close() })
 }
