@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"net/http"
@@ -116,6 +117,10 @@ func (c *Client) dial(ctx context.Context, path string, query url.Values) (*webs
 	if err != nil {
 		if resp != nil && resp.StatusCode != http.StatusSwitchingProtocols {
 			return nil, wire.ReadError(resp)
+		}
+		// The text of a url.Error holds the whole URL, and with it a resume token.
+		if u := new(url.Error); errors.As(err, &u) {
+			err = fmt.Errorf("cannot open a WebSocket at %s: %w", path, u.Err)
 		}
 		return nil, err
 	}

@@ -2,14 +2,18 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/coder/websocket"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 	"storj.io/drpc/drpcmux"
 
 	"github.com/berthd/berth/wire"
@@ -83,5 +87,23 @@ func TestConnectAgentStepsDown(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"2.10", "2.6", "2.6"}, asked); diff != "" {
 		t.Errorf("versions asked for (-want +got):\n%s", diff)
+	}
+}
+
+// A resume token travels in the URL; an error about that URL does not show it.
+func TestErrorsHideTheResumeToken(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	defer s.Close()
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(Config{URL: u})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Coordinate(t.Context(), uuid.New(), "planted")
+	if err == nil || !errors.Is(err, io.EOF) || strings.Contains(err.Error(), "planted") {
+		t.Errorf("the error is %v", err)
 	}
 }
