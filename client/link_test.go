@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -105,5 +106,37 @@ func TestErrorsHideTheResumeToken(t *testing.T) {
 	_, err = c.Coordinate(t.Context(), uuid.New(), "planted")
 	if err == nil || !errors.Is(err, io.EOF) || strings.Contains(err.Error(), "planted") {
 		t.Errorf("the error is %v", err)
+	}
+}
+
+// A list is as long as there are agents.
+func TestLongList(t *testing.T) {
+	many := make([]wire.AgentSummary, 10_000)
+	for i := range many {
+		many[i] = wire.AgentSummary{ID: uuid.New(), Name: fmt.Sprintf("agent-%d", i), Status: wire.AgentConnected, LifecycleState: "ready"}
+	}
+	body, err := json.Marshal(many)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(body) <= wire.MaxJSONBody {
+		t.Fatalf("a list of %d bytes proves nothing", len(body))
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		w.Write(body)
+	}))
+	defer s.Close()
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(Config{URL: u})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Agents(t.Context())
+	if diff := cmp.Diff(many, got); err != nil || diff != "" {
+		t.Errorf("%v (-want +got)\n%s", err, diff)
 	}
 }

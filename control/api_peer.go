@@ -23,12 +23,8 @@ import (
 	"github.com/berthd/berth/wire"
 )
 
-const (
-	// askTimeout bounds a question to an agent, finding the way to it included.
-	askTimeout = 30 * time.Second
-	// maxAnswer bounds what an agent may answer.
-	maxAnswer = 8 << 20
-)
+// askTimeout bounds a question to an agent, finding the way to it included.
+const askTimeout = 30 * time.Second
 
 // ask puts a question to the HTTP API of an agent. The answer's body is read; v is filled from a 200.
 // An answer of any other status is returned as the error that the agent sent.
@@ -47,12 +43,12 @@ func (s *Server) ask(ctx context.Context, agent uuid.UUID, path string, v any) e
 		return err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, wire.MaxJSONAnswer+1))
 	if err != nil {
 		return fmt.Errorf("cannot read the agent's answer: %w", err)
 	}
-	if len(body) > maxAnswer {
-		return fmt.Errorf("the agent's answer is longer than %d bytes", maxAnswer)
+	if len(body) > wire.MaxJSONAnswer {
+		return fmt.Errorf("the agent's answer is longer than %d bytes", wire.MaxJSONAnswer)
 	}
 	switch {
 	case resp.StatusCode >= 400 && resp.StatusCode < 600:

@@ -90,13 +90,13 @@ func ReadError(resp *http.Response) error {
 }
 
 // ReadJSON decodes the body of an answer with the wanted status into v, and turns any other into an
-// error by [ReadError]. It reads at most [MaxJSONBody] and does not close the body.
+// error by [ReadError]. It reads at most [MaxJSONAnswer] and does not close the body.
 func ReadJSON(resp *http.Response, status int, v any) error {
 	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if resp.StatusCode != status || media != "application/json" {
 		return ReadError(resp)
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, MaxJSONBody)).Decode(v); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, MaxJSONAnswer)).Decode(v); err != nil {
 		return fmt.Errorf("cannot decode the server's answer: %w", err)
 	}
 	return nil

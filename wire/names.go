@@ -37,8 +37,10 @@ const (
 	// MaxMetadataValue bounds one metadata value or error; MaxMetadataKeys the sum of all keys of a batch.
 	MaxMetadataValue = 2048
 	MaxMetadataKeys  = 6144
-	// MaxJSONBody bounds a JSON body that a server or client of ours reads.
-	MaxJSONBody = 1 << 20
+	// MaxJSONBody bounds a JSON body that a server of ours reads, MaxJSONAnswer an answer that a client
+	// or server of ours reads: 5,000 containers with long labels take about 10 MB.
+	MaxJSONBody   = 1 << 20
+	MaxJSONAnswer = 16 << 20
 )
 
 // Pace of the RPC link.
