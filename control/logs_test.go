@@ -150,7 +150,7 @@ func TestTextLogs(t *testing.T) {
 	x := configured(t, Config{})
 	id, token := x.declared("demo")
 	source := uuid.NewString()
-	x.call("POST", "/api/v2/workspaceagents/me/log-source", fmt.Sprintf(`{"id":%q,"display_name":"\u001b[2JBuild\n"}`, source), as(token)...)
+	x.call("POST", "/api/v2/workspaceagents/me/log-source", fmt.Sprintf(`{"id":%q,"display_name":"\u001b[2JBuild\u0007"}`, source), as(token)...)
 	hostile := "a\x1b[31mred\x1b[0m\x1b[2J\x1b]0;title\x07\u0000 <b>"
 	body, err := json.Marshal(wire.PatchLogs{LogSourceID: uuid.MustParse(source), Logs: []wire.PatchLog{{Output: hostile, Level: "error"}}})
 	if err != nil {
@@ -159,13 +159,13 @@ func TestTextLogs(t *testing.T) {
 	if status, text := x.call("PATCH", "/api/v2/workspaceagents/me/logs", string(body), as(token)...); status != 200 {
 		t.Fatal(text)
 	}
-	if status, text := x.call("PATCH", "/api/v2/workspaceagents/me/logs", `{"logs":[{"output":"external"}]}`, as(token)...); status != 200 {
+	if status, text := x.call("PATCH", "/api/v2/workspaceagents/me/logs", `{"logs":[{"output":"external\nline\n"}]}`, as(token)...); status != 200 {
 		t.Fatal(text)
 	}
 	_, text := x.call("GET", "/api/v2/workspaceagents/"+id.String()+"/logs?format=text", "", x.asUser()...)
 	lines := strings.Split(text, "\n")
 	if len(lines) != 3 || !strings.HasSuffix(lines[0], " [error] [agent.demo|Build] a\x1b[31mred\x1b[0m❌ <b>") ||
-		!strings.HasSuffix(lines[1], " [info] [agent.demo|External] external") {
+		!strings.HasSuffix(lines[1], " [info] [agent.demo|External] external line") {
 		t.Errorf("%q", text)
 	}
 	var view wire.Agent

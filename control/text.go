@@ -19,9 +19,10 @@ var sgr = regexp.MustCompile(`^\x1b\[[0-9;:]*m`)
 
 // logText makes a line of output fit to be stored and shown: invalid UTF-8 and NUL become a visible
 // mark, as on stock servers. Of control characters only tab, carriage return and colour sequences
-// stay; the others move a reader's cursor, set his window title or write to his clipboard.
+// stay, and a line break within becomes a space; the others move a reader's cursor, set his window title or
+// write to his clipboard.
 func logText(line string) string {
-	line = strings.ReplaceAll(strings.ToValidUTF8(line, unreadable), "\x00", unreadable)
+	line = strings.ReplaceAll(strings.ToValidUTF8(strings.TrimSuffix(line, "\n"), unreadable), "\x00", unreadable)
 	if !strings.ContainsFunc(line, isControl) {
 		return line
 	}
@@ -32,6 +33,8 @@ func logText(line string) string {
 		switch {
 		case !isControl(r):
 			b.WriteString(line[i : i+size])
+		case r == '\n':
+			b.WriteByte(' ') // what follows shall not pass for a line of its own
 		case r == '\x1b':
 			if keep := sgr.FindString(line[i:]); keep != "" {
 				b.WriteString(keep)
