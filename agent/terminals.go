@@ -33,11 +33,12 @@ func (t *terminalHost) Attach(ctx context.Context, req ptyhost.AttachRequest) (*
 	return ptyhost.Dial(t.socket).Attach(ctx, req)
 }
 
-// ensure finds the process or starts it.
+// ensure finds the process or starts it. It sees a start through even when ctx ends meanwhile: a
+// process that does not listen yet could not be told to end, and would stay behind.
 func (t *terminalHost) ensure(ctx context.Context) error {
 	t.starting.Lock()
 	defer t.starting.Unlock()
-	_, err := ptyhost.Ensure(ctx, t.socket, func() error {
+	_, err := ptyhost.Ensure(context.WithoutCancel(ctx), t.socket, func() error {
 		if t.start == nil {
 			return errors.New("cannot start the process that owns the terminals: it is run by something else")
 		}

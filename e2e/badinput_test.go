@@ -38,6 +38,7 @@ func (m *machine) trouble(url, words string, limit time.Duration, env ...string)
 	if code := d.stop(syscall.SIGTERM, 15*time.Second); code != 0 {
 		m.t.Errorf("SIGTERM in trouble: exit code %d", code)
 	}
+	eventually(m.t, 5*time.Second, "nothing is left running", func() bool { return len(m.processes()) == 0 })
 }
 
 // A machine whose clock is in 1970 sees a certificate from the far future. The far side plays that:
@@ -110,6 +111,19 @@ func TestAgentDiskFull(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	if err == nil || cmd.ProcessState.ExitCode() != 73 || !strings.Contains(string(out), "space") || bytes.Contains(out, []byte("goroutine ")) {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// However early it is told to stop, berthd leaves no process behind.
+func TestStoppedWhileStarting(t *testing.T) {
+	m := newMachine(t)
+	for _, after := range []time.Duration{0, 5, 10, 20, 40, 80} {
+		d := m.start("berthd", []string{"BERTH_URL=http://127.0.0.1:9", "BERTH_TOKEN=4a1e5bb4-57a7-4c1c-94ac-2b80e5b5e7a1"},
+			"run", "--state-dir", filepath.Join(m.home, "state"))
+		d.wait("berthd starts", 10*time.Second)
+		<-time.After(after * time.Millisecond)
+		d.stop(syscall.SIGTERM, 15*time.Second)
+		eventually(t, 5*time.Second, "nothing is left running", func() bool { return len(m.processes()) == 0 })
 	}
 }
 

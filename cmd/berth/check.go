@@ -259,7 +259,7 @@ func (w *walk) logs(ctx context.Context) (string, error) {
 		if err != nil {
 			return "", client.Explain(err)
 		}
-		if count++; strings.Contains(entry.Output, startLine()) {
+		if count++; strings.Contains(entry.Output, startLine) {
 			return fmt.Sprintf("%d lines, the start script's last among them", count), nil
 		}
 	}

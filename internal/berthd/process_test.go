@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/berthd/berth/agent"
+	"github.com/berthd/berth/ptyhost"
 	"github.com/berthd/berth/wire"
 )
 
@@ -63,8 +64,15 @@ func start(t *testing.T, env []string, args ...string) *daemon {
 		}
 	}()
 	t.Cleanup(func() {
-		d.cmd.Process.Kill()
+		// Told to stop it takes its terminals along; killed it would leave them.
+		d.cmd.Process.Signal(syscall.SIGTERM)
+		killer := time.AfterFunc(20*time.Second, func() { d.cmd.Process.Kill() })
 		d.wait()
+		killer.Stop()
+		// A test that ended it in another way leaves its terminals running; mostly nobody is there.
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = ptyhost.Dial(filepath.Join(d.state, "s", "ptyhost.sock")).Shutdown(ctx)
 		if all := d.all(); strings.Contains(all, secretToken) || strings.Contains(all, "goroutine ") {
 			t.Errorf("a secret or a stack trace was said:\n%s", all)
 		}
