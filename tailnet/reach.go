@@ -16,7 +16,8 @@ const (
 	probeFirst, probeLast = 50 * time.Millisecond, 30 * time.Second
 	// resetAfter is how long a peer may stay silent before its WireGuard state
 	// is made anew: if its first message was lost, the next would come only
-	// after five seconds.
+	// after five seconds. Each further wait is twice as long, to let a handshake
+	// over a slow path come to its end.
 	resetAfter = 500 * time.Millisecond
 	// warmFor bounds the probing of a peer nobody waits for.
 	warmFor = 10 * time.Second
@@ -71,7 +72,8 @@ func (n *Node) AwaitReachable(ctx context.Context, to netip.Addr) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	reached := make(chan struct{}, 1)
-	reset := time.NewTimer(resetAfter)
+	silence := resetAfter
+	reset := time.NewTimer(silence)
 	defer reset.Stop()
 	wait := probeFirst
 	last := errNoPeer
@@ -104,6 +106,8 @@ func (n *Node) AwaitReachable(ctx context.Context, to netip.Addr) error {
 			if k, ok := n.peers.keyByIP(to); ok && n.lastHandshake(k).IsZero() {
 				n.engine.eng.ResetDevicePeer(k)
 			}
+			silence *= 2
+			reset.Reset(silence)
 		case <-changed:
 			wait = probeFirst
 		case <-pause.C:
