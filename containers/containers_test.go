@@ -137,7 +137,7 @@ func TestWarnings(t *testing.T) {
 // Root may use any socket, so somebody else tries: this binary, as nobody.
 func TestPermission(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("needs root, to become somebody else")
+		t.Fatal("this test needs root, to become somebody else")
 	}
 	host := silentSocket(t)
 	path := strings.TrimPrefix(host, "unix://")

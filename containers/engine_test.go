@@ -28,7 +28,7 @@ import (
 func realEngine(t *testing.T, command func(dir string) *exec.Cmd) (*client.Client, string) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root, to start a container engine")
+		t.Fatal("this test needs root, to start a container engine")
 	}
 	dir, err := os.MkdirTemp("", "eng") // socket names are short
 	if err != nil {

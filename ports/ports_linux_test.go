@@ -194,7 +194,7 @@ func TestOwner(t *testing.T) {
 // A port whose owner may not be read is listed without.
 func TestUnreadableOwner(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("needs root, to become somebody else")
+		t.Fatal("this test needs root, to become somebody else")
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -479,7 +479,7 @@ func BenchmarkBulk(b *testing.B) {
 // TestLateTerminal drives vim with two viewers, one of whom comes and goes, and wants both to be shown the same.
 func TestLateTerminal(t *testing.T) {
 	if _, err := exec.LookPath("vim"); err != nil {
-		t.Skip("vim is not installed")
+		t.Fatal("this test drives vim, which is not installed; ./test.sh installs it")
 	}
 	c := startTestHost(t)
 	id := uuid.NewString()

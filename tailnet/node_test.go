@@ -645,9 +645,10 @@ func TestNoLeak(t *testing.T) {
 		run()
 	}
 	// The relay notices the end of its connections on its own time.
-	deadline := time.Now().Add(5 * time.Second)
-	for openFiles(t) > before && time.Now().Before(deadline) {
-		time.Sleep(20 * time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(5 * time.Second); openFiles(t) > before && time.Now().Before(deadline); {
+		<-tick.C
 	}
 	if after := openFiles(t); after > before {
 		t.Errorf("%d files open before three pairs of nodes, %d after", before, after)

@@ -108,7 +108,7 @@ func judged(t *testing.T) []string {
 // TestJudge lets tmux compare a terminal that attached late, at random points, with one that saw everything; and the model with itself.
 func TestJudge(t *testing.T) {
 	if _, err := exec.LookPath("tmux"); err != nil {
-		t.Skip("tmux, the judge, is not installed")
+		t.Fatal("tmux, the judge, is not installed; ./test.sh installs it")
 	}
 	j := newJudge(t)
 	all := streams(t)
