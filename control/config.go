@@ -168,11 +168,14 @@ func (s *Server) watchConfig(ctx context.Context) error {
 			if err == nil && bytes.Equal(text, last) {
 				continue
 			}
-			last = text
 			if err := s.Reload(ctx); err != nil {
-				s.log.Error("the configuration stays as it was", "err", err)
+				s.log.Error("the configuration stays as it was; trying again in a minute", "err", err)
+				// Not only a mistake in the file can be mended: a full disk or a lost store may be, too.
+				last = nil
+				timer.Reset(time.Minute)
 				continue
 			}
+			last = text
 			s.log.Info("reloaded the configuration", "file", s.file.path)
 		}
 	}
