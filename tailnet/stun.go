@@ -5,10 +5,15 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"tailscale.com/net/stun"
 	"tailscale.com/tailcfg"
 )
+
+// answerDelay gives the library time to note that it has sent the request. An answer
+// that overtakes the note, which on loopback it does, reads as a socket that cannot send.
+const answerDelay = 10 * time.Millisecond
 
 // loopbackSTUN answers STUN on loopback, for nodes whose relay map names no STUN
 // server. The library takes a look at the network in which it sent no STUN packet
@@ -47,6 +52,7 @@ func (l *loopbackSTUN) serve() {
 			return
 		}
 		if id, err := stun.ParseBindingRequest(buf[:n]); err == nil {
+			<-time.After(answerDelay)
 			// A lost answer is asked for again.
 			_, _ = l.conn.WriteToUDPAddrPort(stun.Response(id, netip.AddrPortFrom(from.Addr().Unmap(), from.Port())), from)
 		}
