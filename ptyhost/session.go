@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/berthd/berth/ptyhost/screen"
 )
 
 const (
@@ -47,7 +45,7 @@ type session struct {
 	typing  chan struct{} // has room for one: there is input to write
 
 	mu         sync.Mutex // guards what follows, and with it orders snapshots and output
-	screen     *screen.Terminal
+	screen     *picture
 	size       Size
 	viewers    map[*viewer]struct{}
 	active     *viewer // whose size the terminal has
@@ -80,9 +78,10 @@ func newSession(id string, req CreateRequest, size Size, log *slog.Logger) (*ses
 		id: id, req: req, tty: tty, log: log.With("session", id),
 		done: make(chan struct{}), room: make(chan struct{}, 1), typing: make(chan struct{}, 1),
 		created: now, lastActive: now,
-		screen: screen.New(screen.Config{Rows: int(size.Rows), Cols: int(size.Cols)}), size: size,
+		size:    size,
 		viewers: make(map[*viewer]struct{}),
 	}
+	s.screen = newPicture(size, s.log)
 	s.log.Info("started", "pid", tty.cmd.Process.Pid, "program", req.Argv[0])
 	return s, nil
 }
@@ -187,8 +186,8 @@ func (s *session) show(q *queue) {
 // output shows p to the screen and to every viewer, and then waits for raw viewers that are full.
 func (s *session) output(p []byte) {
 	s.mu.Lock()
-	lines := s.screen.Lines()
-	s.screen.Write(p)
+	lines := s.screen.lines()
+	s.screen.write(p)
 	s.lastActive = time.Now()
 	var slow []*viewer
 	for v := range s.viewers {
@@ -272,7 +271,7 @@ func (s *session) attach(conn net.Conn, req AttachRequest) *viewer {
 	if s.active == nil && !v.readOnly {
 		s.activate(v)
 	}
-	v.out = s.screen.Snapshot(v.view(0))
+	v.out = s.screen.snapshot(v.view(0))
 	v.wake()
 	return v
 }
@@ -367,7 +366,7 @@ func (s *session) activate(v *viewer) {
 		return
 	}
 	s.size = v.size
-	s.screen.Resize(int(v.size.Rows), int(v.size.Cols))
+	s.screen.resize(v.size)
 	if err := s.tty.resize(v.size); err != nil && !errors.Is(err, os.ErrClosed) {
 		s.log.Warn("cannot resize the terminal", "size", v.size.String(), "error", err)
 	}
@@ -465,7 +464,7 @@ func (s *session) info() SessionInfo {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return SessionInfo{
-		ID: s.id, Name: s.req.Name, Title: s.screen.Title(), Command: strings.Join(s.req.Argv, " "), PID: s.tty.cmd.Process.Pid,
+		ID: s.id, Name: s.req.Name, Title: s.screen.title(), Command: strings.Join(s.req.Argv, " "), PID: s.tty.cmd.Process.Pid,
 		Created: s.created, LastActive: s.lastActive, Viewers: len(s.viewers), Size: s.size, Exited: s.exit,
 	}
 }

@@ -68,11 +68,11 @@ func (v *viewer) take(batch []byte, spare []byte) (frames, output []byte, exit *
 		v.acks = 0
 	}
 	if len(v.out) == 0 && v.stale {
-		missed := int(min(s.screen.Lines()-v.seen, maxMissed))
+		missed := int(min(s.screen.lines()-v.seen, maxMissed))
 		if missed == 0 {
 			missed = -1
 		}
-		v.out = append(v.out, s.screen.Snapshot(v.view(missed))...)
+		v.out = append(v.out, s.screen.snapshot(v.view(missed))...)
 		v.stale = false
 	}
 	output, v.out = v.out, spare[:0]

@@ -19,6 +19,9 @@ const (
 	// loopbackDialTimeout bounds a dial on this machine; the peer's own
 	// connection attempt gives up later.
 	loopbackDialTimeout = 5 * time.Second
+	// claimTimeout is how long a peer may take to complete a handshake that
+	// loopback has already answered.
+	claimTimeout = 30 * time.Second
 	// A UDP flow ends when nothing has passed for so long, sooner for DNS.
 	udpIdle, udpIdleDNS = 2 * time.Minute, 30 * time.Second
 	portDNS             = 53
@@ -46,7 +49,15 @@ func (n *Node) acceptTCP(src, dst netip.AddrPort) (handler func(net.Conn), inter
 		n.log.Debug("port refused", "port", dst.Port(), "peer", src, "err", err)
 		return nil, true
 	}
-	return func(c net.Conn) { n.spawnWith(c, backend, func() { forwardTCP(n.ctx, c, backend) }) }, true
+	// A handshake that fails is not told, so a connection that nobody claims is closed in the end.
+	unclaimed := time.AfterFunc(claimTimeout, func() { backend.Close() })
+	return func(c net.Conn) {
+		if !unclaimed.Stop() {
+			c.Close()
+			return
+		}
+		n.spawnWith(c, backend, func() { forwardTCP(n.ctx, c, backend) })
+	}, true
 }
 
 // spawnWith is spawn for work that owns two connections.
