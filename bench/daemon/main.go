@@ -1,5 +1,5 @@
 // Command daemon measures berthd as it is shipped: size, time from exec to ready, resident memory
-// and CPU when idle. It starts a control server of its own on loopback and prints a table.
+// and CPU when idle, and both during a transfer at full speed. It starts a control server of its own on loopback and prints a table.
 //
 //	go run ./bench/daemon [-idle 60s] [-rounds 7]
 package main
@@ -50,15 +50,15 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 	if err != nil {
 		return err
 	}
-	url, token, stopServer, err := serve(ctx, dir)
+	server, err := serve(ctx, dir)
 	if err != nil {
 		return err
 	}
-	defer stopServer()
+	defer server.stop()
 
 	var ready []time.Duration
 	for range rounds {
-		d, err := start(ctx, dir, url, token)
+		d, err := start(ctx, dir, server)
 		if err != nil {
 			return err
 		}
@@ -69,7 +69,7 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 	}
 	slices.Sort(ready)
 
-	d, err := start(ctx, dir, url, token)
+	d, err := start(ctx, dir, server)
 	if err != nil {
 		return err
 	}
@@ -98,6 +98,15 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 		return err
 	}
 
+	speed, err := server.berth(ctx, dir, "speedtest", server.agent)
+	if err != nil {
+		return err
+	}
+	peak, err := peakMemory(d.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+
 	fmt.Println("| what | figure |")
 	fmt.Println("|---|---|")
 	fmt.Printf("| berthd, stripped | %.1f MB |\n", float64(size.Size())/1e6)
@@ -105,6 +114,10 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 	fmt.Printf("| resident %v after ready, `berthd run` | %.1f MB (%.1f MB anonymous) |\n", idle, mb(resident), mb(anonymous))
 	fmt.Printf("| resident %v after ready, `berthd ptyhost` without a terminal | %.1f MB |\n", idle, mb(host))
 	fmt.Printf("| idle CPU in %v | %v |\n", window, after-before)
+	fmt.Printf("| peak resident, `berthd run`, after `berth speedtest` both ways | %.1f MB |\n", mb(peak))
+	for _, line := range strings.Split(strings.TrimSpace(speed), "\n") {
+		fmt.Printf("| `berth speedtest` | %s |\n", strings.Join(strings.Fields(line), " "))
+	}
 	return nil
 }
 
@@ -139,42 +152,57 @@ func build(ctx context.Context, dir string) error {
 
 var tokenPattern = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 
-func serve(ctx context.Context, dir string) (url, token string, stop func(), err error) {
+// server is a control server with one agent declared.
+type server struct {
+	url, key, agent, token string
+	stop                   func()
+}
+
+// berth runs the command line as the server's admin.
+func (s *server) berth(ctx context.Context, dir string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "berth"), args...)
+	cmd.Env = append(os.Environ(), "BERTH_URL="+s.url, "BERTH_TOKEN="+s.key)
+	out, err := cmd.Output()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		err = fmt.Errorf("berth %q: %w: %s", args, err, exit.Stderr)
+	}
+	return string(out), err
+}
+
+func serve(ctx context.Context, dir string) (*server, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return "", "", nil, err
+		return nil, err
 	}
 	addr := l.Addr().String()
 	l.Close()
-	berth, data := filepath.Join(dir, "berth"), filepath.Join(dir, "data")
-	server := exec.Command(berth, "serve", "--listen", addr, "--data-dir", data)
-	server.Stderr = os.Stderr
-	server.Env = append(os.Environ(), "XDG_CONFIG_HOME="+dir)
-	if err := server.Start(); err != nil {
-		return "", "", nil, err
+	data := filepath.Join(dir, "data")
+	process := exec.Command(filepath.Join(dir, "berth"), "serve", "--listen", addr, "--data-dir", data)
+	process.Env = append(os.Environ(), "XDG_CONFIG_HOME="+dir)
+	var log bytes.Buffer
+	process.Stderr = &log
+	if err := process.Start(); err != nil {
+		return nil, err
 	}
-	stop = func() {
-		server.Process.Signal(syscall.SIGTERM)
-		server.Wait()
-	}
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		create := exec.CommandContext(ctx, berth, "agent", "create", "bench-"+strconv.FormatInt(time.Now().UnixNano(), 36))
-		key, _ := os.ReadFile(filepath.Join(data, "admin-key"))
-		create.Env = append(os.Environ(), "BERTH_URL=http://"+addr, "BERTH_TOKEN="+strings.TrimSpace(string(key)))
-		out, err := create.CombinedOutput()
-		if token := tokenPattern.Find(out); err == nil && token != nil {
-			return "http://" + addr, string(token), stop, nil
-		}
-		if time.Now().After(deadline) {
-			stop()
-			return "", "", nil, fmt.Errorf("cannot create an agent: %w\n%s", err, out)
+	s := &server{url: "http://" + addr, agent: "bench", stop: func() {
+		process.Process.Signal(syscall.SIGTERM)
+		process.Wait()
+	}}
+	for range 100 { // 10 s
+		if key, err := os.ReadFile(filepath.Join(data, "admin-key")); err == nil {
+			s.key = strings.TrimSpace(string(key))
+			out, err := s.berth(ctx, dir, "agent", "create", s.agent)
+			if s.token = tokenPattern.FindString(out); err == nil && s.token != "" {
+				return s, nil
+			}
 		}
 		if err := pause(ctx, 100*time.Millisecond); err != nil {
-			stop()
-			return "", "", nil, err
+			s.stop()
+			return nil, err
 		}
 	}
+	s.stop()
+	return nil, fmt.Errorf("the server did not start in 10 s:\n%s", &log)
 }
 
 type daemon struct {
@@ -184,7 +212,7 @@ type daemon struct {
 }
 
 // start runs berthd on a fresh state directory until it says that it is ready.
-func start(ctx context.Context, dir, url, token string) (*daemon, error) {
+func start(ctx context.Context, dir string, server *server) (*daemon, error) {
 	state, err := os.MkdirTemp(dir, "s")
 	if err != nil {
 		return nil, err
@@ -196,7 +224,7 @@ func start(ctx context.Context, dir, url, token string) (*daemon, error) {
 	defer r.Close()
 	d := &daemon{cmd: exec.Command(filepath.Join(dir, "berthd"), "run", "--state-dir", state, "--status-json", "3"), state: state}
 	d.cmd.ExtraFiles = []*os.File{w}
-	d.cmd.Env = append(os.Environ(), "BERTH_URL="+url, "BERTH_TOKEN="+token)
+	d.cmd.Env = append(os.Environ(), "BERTH_URL="+server.url, "BERTH_TOKEN="+server.token)
 	var log bytes.Buffer
 	d.cmd.Stderr = &log
 	begun := time.Now()
@@ -240,26 +268,28 @@ func (d *daemon) ptyhost() int {
 
 // memory returns the resident and the anonymous memory of a process in KiB.
 func memory(pid int) (resident, anonymous int, err error) {
-	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
+	if resident, err = status(pid, "VmRSS:"); err != nil {
 		return 0, 0, err
 	}
+	anonymous, err = status(pid, "RssAnon:")
+	return resident, anonymous, err
+}
+
+// peakMemory returns the most memory that was ever resident, in KiB.
+func peakMemory(pid int) (int, error) { return status(pid, "VmHWM:") }
+
+// status reads one number of what the kernel tells about a process.
+func status(pid int, field string) (int, error) {
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
 	for _, line := range strings.Split(string(body), "\n") {
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			continue
-		}
-		switch fields[0] {
-		case "VmRSS:":
-			resident, err = strconv.Atoi(fields[1])
-		case "RssAnon:":
-			anonymous, err = strconv.Atoi(fields[1])
-		}
-		if err != nil {
-			return 0, 0, err
+		if fields := strings.Fields(line); len(fields) >= 2 && fields[0] == field {
+			return strconv.Atoi(fields[1])
 		}
 	}
-	return resident, anonymous, nil
+	return 0, fmt.Errorf("process %d has no %s", pid, field)
 }
 
 // cpu returns the processor time a process has used. The kernel counts it in ticks of 10 ms.
