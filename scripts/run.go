@@ -28,6 +28,9 @@ const (
 	exitUnknown = 255
 	// maxOldLog is how large a log file of earlier runs may be for a run to go on in it.
 	maxOldLog = 16 << 20
+	// lastWords is how long a script's end waits for output that is already written to be read. Without
+	// a child that holds a pipe open that takes no time; with one this delay is all it costs.
+	lastWords = 250 * time.Millisecond
 	// groupPoll is how often a hung-up process group is looked at.
 	groupPoll = 50 * time.Millisecond
 )
@@ -62,6 +65,8 @@ func (r *Runner) run(ctx context.Context, s *agentpb.WorkspaceAgentScript, stage
 		reported()
 		return o
 	}
+	// All that the process itself wrote is in the pipes by now. It comes before what is said or run next.
+	files.drained(lastWords, r.alive.Done())
 	r.following.Go(func() {
 		defer reported()
 		if files.drained(r.pipeGrace, r.alive.Done()) {

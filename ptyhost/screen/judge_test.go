@@ -36,7 +36,8 @@ func newJudge(t *testing.T) *judge {
 	}
 	j := &judge{t: t, socket: filepath.Join(dir, "tmux")}
 	j.tmux("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", "stty raw -echo -opost; exec cat "+fifo)
-	t.Cleanup(func() { j.tmux("kill-server") })
+	// Told to end, the server may be gone before its client has heard so.
+	t.Cleanup(func() { exec.Command("tmux", "-S", j.socket, "kill-server").Run() })
 	j.tmux("set", "status", "off", ";", "set", "-g", "allow-passthrough", "off", ";", "resize-window", "-x", "80", "-y", "24")
 	if j.feed, err = os.OpenFile(fifo, os.O_RDWR, 0); err != nil {
 		t.Fatal(err)
