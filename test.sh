@@ -44,7 +44,7 @@ tools() {
 	# Debian keeps some of these where an ordinary user does not look.
 	PATH=$PATH:/usr/sbin:/sbin
 	need gcc=gcc ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
-		dockerd=docker.io podman=podman busybox=busybox-static
+		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static
 }
 
 lint() {
