@@ -5,7 +5,7 @@
 #   ./test.sh GROUP...     only these groups
 #   ./test.sh --list       names the groups
 #
-# FUZZTIME sets how long each fuzz target runs in the fuzz group (default 10s).
+# FUZZTIME sets how long each fuzz target runs in the fuzz group (default 5s).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -113,7 +113,7 @@ fuzz() {
 	local package target
 	while IFS=: read -r package target; do
 		echo "fuzz $package $target"
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-10s}" "./$package"
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-5s}" "./$package"
 	done < <(git grep -h -o --full-name -E '^func Fuzz[A-Za-z0-9]+' -- '*_test.go' >/dev/null &&
 		git grep -E '^func Fuzz[A-Za-z0-9]+' -- '*_test.go' | sed -E 's#^(.*)/[^/]*:func (Fuzz[A-Za-z0-9]+).*#\1:\2#')
 }

@@ -208,7 +208,7 @@ func TestStockLogLimit(t *testing.T) {
 }
 
 func FuzzText(f *testing.F) {
-	for _, seed := range []string{"plain", "\x1b[31mred\x1b[0m", "\x1b]0;t\x07", "\x1b]8;;u\x1b\\x", "\x1b", "\x1b[", "\xff\xfe", "<a<b>>", `\u001b[2J`, "a\x00b", "\x1b[3\x1b[1m"} {
+	for _, seed := range []string{"plain", "\x1b[31mred\x1b[0m", "\x1b]0;t\x07", "\x1b]8;;u\x1b\\x", "\x1b", "\x1b[", "\xff\xfe", "<a<b>>", `\u001b[2J`, "a\x00b", "\x1b[3\x1b[1m", "<\x04A", "<<b>\x1bXi>"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -94,10 +94,7 @@ func statusText(message string) string {
 	if plain, err := strconv.Unquote(`"` + message + `"`); err == nil {
 		message = strings.ToValidUTF8(plain, "")
 	}
-	// What remains after a tag is cut out may be a tag again.
-	for tag.MatchString(message) {
-		message = tag.ReplaceAllString(message, "")
-	}
+	// First what is not shown, so that nothing of it stands inside of what looks like a tag.
 	var b strings.Builder
 	for i := 0; i < len(message); {
 		r, size := utf8.DecodeRuneInString(message[i:])
@@ -111,7 +108,12 @@ func statusText(message string) string {
 		}
 		i += size
 	}
-	return strings.Join(strings.Fields(b.String()), " ")
+	message = b.String()
+	// What remains after a tag is cut out may be a tag again.
+	for tag.MatchString(message) {
+		message = tag.ReplaceAllString(message, "")
+	}
+	return strings.Join(strings.Fields(message), " ")
 }
 
 // statusURI keeps a link that can be shown, and drops one that would run in the page that shows it.
