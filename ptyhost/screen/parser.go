@@ -1,6 +1,10 @@
 package screen
 
-import "unicode/utf8"
+import (
+	"bytes"
+	"slices"
+	"unicode/utf8"
+)
 
 // state is where the parser is. The machine is the one of vt100.net/emu/dec_ansi_parser, with UTF-8 instead of 8-bit controls and with bytes
 // from 0x80 on passing through strings, so that a title may hold any text.
@@ -41,9 +45,13 @@ type parser struct {
 	swallow bool
 }
 
+// hold adds to pending. Control characters are left out: inside a sequence they have been obeyed already, and inside a string they mean nothing.
 func (p *parser) hold(b []byte) {
 	if p.swallow {
 		return
+	}
+	if bytes.ContainsFunc(b, obeyed) {
+		b = slices.DeleteFunc(bytes.Clone(b), func(c byte) bool { return obeyed(rune(c)) })
 	}
 	if len(p.pending)+len(b) <= maxPending {
 		p.pending = append(p.pending, b...)
@@ -55,6 +63,9 @@ func (p *parser) hold(b []byte) {
 		p.pending = append(p.pending[:0], "\x1b]7777;"...) // an OSC, since only those may end in BEL
 	}
 }
+
+// obeyed tells whether a byte of an unfinished sequence is a control character, but not the escape that begins it.
+func obeyed(c rune) bool { return c < 0x20 && c != 0x1b }
 
 func (p *parser) release() {
 	p.pending = p.pending[:0]
