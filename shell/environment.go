@@ -23,16 +23,25 @@ var clientVariables = map[string]bool{
 	"CODER_SSH_SESSION_TYPE": true, "CODER_CONTAINER": true, "CODER_CONTAINER_USER": true,
 }
 
-// loaderVariables make the loader or the C library run or read what they name, before the program
-// that the person asked for has begun.
-var loaderVariables = map[string]bool{
-	"GCONV_PATH": true, "GLIBC_TUNABLES": true, "LOCPATH": true, "MALLOC_TRACE": true,
+// LoaderVariable tells whether the dynamic loader or the C library of any system that berthd runs on
+// obeys a variable: it makes them run or read what it names, before the program that the person asked
+// for has begun. No client may set one.
+func LoaderVariable(name string) bool {
+	for _, prefix := range []string{"LD_", "DYLD_", "_RLD"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	switch name {
+	case "GCONV_PATH", "GLIBC_TUNABLES", "LOCPATH", "MALLOC_TRACE":
+		return true
+	}
+	return false
 }
 
 // clientMaySet tells whether a client's variable reaches the command.
 func clientMaySet(name string) bool {
-	return !strings.HasPrefix(name, "LD_") && !strings.HasPrefix(name, "DYLD_") &&
-		!loaderVariables[name] && !clientVariables[name] && !serviceVariables[name]
+	return !LoaderVariable(name) && !clientVariables[name] && !serviceVariables[name]
 }
 
 // environment maps names to values.

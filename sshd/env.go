@@ -3,6 +3,8 @@ package sshd
 import (
 	"slices"
 	"strings"
+
+	"github.com/berthd/berth/shell"
 )
 
 // Bounds on what a client may put into an environment: execve refuses a string of 128 KiB, and all of them together share 2 MiB with the arguments.
@@ -25,7 +27,7 @@ func (e *clientEnv) set(name, value string) bool {
 	switch {
 	case name == "" || strings.ContainsAny(name, "=\x00") || strings.ContainsRune(value, 0):
 		return false
-	case linkerVariable(name):
+	case shell.LoaderVariable(name):
 		return false
 	}
 	switch name {
@@ -44,12 +46,6 @@ func (e *clientEnv) set(name, value string) bool {
 	e.bytes += len(name) + len(value)
 	e.vars = append(e.vars, name+"="+value)
 	return true
-}
-
-// linkerVariable reports whether a dynamic linker obeys name, on any system that berthd runs on.
-func linkerVariable(name string) bool {
-	return slices.ContainsFunc([]string{"LD_", "DYLD_", "_RLD"}, func(prefix string) bool { return strings.HasPrefix(name, prefix) }) ||
-		name == "GCONV_PATH" || name == "GLIBC_TUNABLES"
 }
 
 func sessionType(value string) SessionType {

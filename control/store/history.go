@@ -64,11 +64,6 @@ func (s *Store) AddScriptRun(ctx context.Context, agent uuid.UUID, run ScriptRun
 	return s.record(ctx, agent, kindScript, run.ScriptID.String(), run)
 }
 
-// ScriptRuns returns the newest runs of one script, newest first, at most limit.
-func (s *Store) ScriptRuns(ctx context.Context, agent, script uuid.UUID, limit int) ([]ScriptRun, error) {
-	return recorded[ScriptRun](ctx, s, agent, kindScript, script.String(), limit)
-}
-
 // AddConnection records the begin or end of a session in a workspace.
 func (s *Store) AddConnection(ctx context.Context, agent uuid.UUID, c Connection) error {
 	return s.record(ctx, agent, kindConnection, "all", c)
