@@ -6,15 +6,6 @@ import (
 	"github.com/google/uuid"
 )
 
-// AWSInstanceIdentity is the body of POST workspaceagents/aws-instance-identity.
-type AWSInstanceIdentity struct {
-	// Signature is base64 as the metadata service gave it, Document the exact bytes it signs.
-	Signature string `json:"signature"`
-	Document  string `json:"document"`
-	// AgentName selects among several agents of one instance; empty when there is one.
-	AgentName string `json:"agent_name,omitempty"`
-}
-
 // SessionToken answers an identity exchange. The token is for the holder only.
 type SessionToken struct {
 	SessionToken string `json:"session_token"`

@@ -212,3 +212,11 @@ func FuzzPTYRequests(f *testing.F) {
 		t.Errorf("more requests than bytes in %q", data)
 	})
 }
+
+func TestIdentityProofMessage(t *testing.T) {
+	// echo -n payload | sha256sum
+	const want = "berth-identity-proof-v1\nazure\nchal\n239f59ed55e737c77147cf55ad0c1b030b6d7ee748a7426952f9b852d5a935e5\n"
+	if got := string(IdentityProofMessage(ProviderAzure, "chal", "payload")); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
