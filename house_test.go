@@ -43,6 +43,7 @@ var mayImport = map[string][]string{
 	"control":             {"identity/attest", "tailnet", "tailnet/relay"},
 	"control/store":       {},
 	"control/coordinator": {},
+	"control/openapi":     {},
 	"internal/testnet":    {"identity/attest"},
 	"internal/berthd":     {"agent", "ptyhost", "identity", "client", "tailnet"},
 	"cmd/berthd":          {"internal/berthd"},

@@ -161,7 +161,7 @@ func (s *Server) getLogs(w http.ResponseWriter, r *http.Request, a store.Agent) 
 func (s *Server) jsonLogs(w http.ResponseWriter, r *http.Request, a store.Agent, after int64) {
 	started := false
 	begin := func() {
-		w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		w.Header().Set("Content-Type", jsonType)
 		_, _ = io.WriteString(w, "[")
 		started = true
 	}

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -18,66 +17,6 @@ import (
 	"github.com/berthd/berth/control/store"
 	"github.com/berthd/berth/wire"
 )
-
-const api = "/api/v2/"
-
-// routes ties every path to its handler.
-func (s *Server) routes() http.Handler {
-	const agents = api + "workspaceagents/"
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+api+"buildinfo", s.getBuildInfo)
-	mux.HandleFunc("GET "+api+"derp-map", s.getDERPMap)
-	mux.HandleFunc("GET /healthz", getOK)
-	mux.HandleFunc("GET /latency-check", getLatencyCheck)
-	mux.Handle("/derp", s.relay.Handler())
-	mux.Handle("/derp/", s.relay.Handler())
-
-	mux.HandleFunc("POST "+agents+"aws-instance-identity", s.postAWSInstanceIdentity)
-
-	mux.HandleFunc("GET "+agents+"me/rpc", s.agentRoute(s.getRPC))
-	mux.HandleFunc("GET "+agents+"me/reinit", s.agentRoute(s.getReinit))
-	mux.HandleFunc("PATCH "+agents+"me/app-status", s.agentRoute(s.patchAppStatus))
-	mux.HandleFunc("POST "+agents+"me/log-source", s.agentRoute(s.postLogSource))
-	mux.HandleFunc("PATCH "+agents+"me/logs", s.agentRoute(s.patchLogs))
-
-	mux.HandleFunc("GET "+agents+"connection", s.userRoute(s.getConnection))
-	mux.HandleFunc("GET "+agents+"{id}", s.workspaceRoute(s.getAgent))
-	mux.HandleFunc("GET "+agents+"{id}/connection", s.workspaceRoute(s.getAgentConnection))
-	mux.HandleFunc("GET "+agents+"{id}/coordinate", s.workspaceRoute(s.getCoordinate))
-	mux.HandleFunc("GET "+agents+"{id}/logs", s.workspaceRoute(s.getLogs))
-	mux.HandleFunc("GET "+agents+"{id}/startup-logs", s.workspaceRoute(s.getLogs))
-	mux.HandleFunc("GET "+agents+"{id}/listening-ports", s.workspaceRoute(s.getListeningPorts))
-	mux.HandleFunc("GET "+agents+"{id}/containers", s.workspaceRoute(s.getContainers))
-	mux.HandleFunc("GET "+agents+"{id}/pty", s.workspaceRoute(s.getPTY))
-
-	mux.HandleFunc("GET "+wire.PathBerth+"agents", s.userRoute(s.getBerthAgents))
-	mux.HandleFunc("POST "+wire.PathBerth+"agents", s.userRoute(s.postBerthAgent))
-	mux.HandleFunc("DELETE "+wire.PathBerth+"agents/{id}", s.workspaceRoute(s.deleteBerthAgent))
-	mux.HandleFunc("POST "+wire.PathBerth+"agents/{id}/token", s.workspaceRoute(s.postBerthToken))
-	mux.HandleFunc("POST "+wire.PathBerth+"agents/{id}/revoke", s.workspaceRoute(s.postBerthRevoke))
-
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		writeError(w, &wire.Error{StatusCode: http.StatusNotFound, Message: "Route not found."})
-	})
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set(wire.HeaderBuildVersion, s.config.Version)
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		extendWrite(w)
-		boundBody(w, r)
-		defer func() {
-			// net/http would print the request's panic and go on; here it goes to the log, with an answer.
-			switch p := recover(); p {
-			case nil:
-			case http.ErrAbortHandler:
-				panic(p)
-			default:
-				s.log.Error("a request failed badly", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
-				writeError(w, internalError(errors.New("the server's log has more")))
-			}
-		}()
-		mux.ServeHTTP(w, r)
-	})
-}
 
 // writeTimeout is how long a caller may take to take an answer, or each part of a long one. It counts
 // from the request, so it is longer than any answer may take to come (askTimeout). Connections that
@@ -171,7 +110,7 @@ func (s *Server) userRoute(next http.HandlerFunc) http.HandlerFunc {
 
 // workspaceRoute lets people in and finds the agent that the path names.
 func (s *Server) workspaceRoute(next func(http.ResponseWriter, *http.Request, store.Agent)) http.HandlerFunc {
-	return s.userRoute(func(w http.ResponseWriter, r *http.Request) {
+	find := s.userRoute(func(w http.ResponseWriter, r *http.Request) {
 		id, err := uuid.Parse(r.PathValue("id"))
 		if err != nil {
 			writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: fmt.Sprintf("Invalid UUID %q.", r.PathValue("id")), Detail: err.Error()})
@@ -187,14 +126,24 @@ func (s *Server) workspaceRoute(next func(http.ResponseWriter, *http.Request, st
 			next(w, r, agent)
 		}
 	})
+	return func(w http.ResponseWriter, r *http.Request) {
+		// "me" is an agent's own; what it has no route for is not taken for an agent of that name.
+		if r.PathValue("id") == "me" {
+			noRoute(w, r)
+			return
+		}
+		find(w, r)
+	}
 }
+
+const jsonType = "application/json; charset=utf-8"
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
 		status, body = http.StatusInternalServerError, []byte(`{"message":"An internal server error occurred."}`)
 	}
-	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("Content-Type", jsonType)
 	w.WriteHeader(status)
 	_, _ = w.Write(append(body, '\n')) // a caller that left misses the rest
 }

@@ -26,8 +26,12 @@ func TestBodyThatNeverComes(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &Server{log: slog.New(slog.DiscardHandler), relay: relay.New(nil)}
 				defer s.relay.Close()
+				handler, err := s.routes()
+				if err != nil {
+					t.Fatal(err)
+				}
 				l := newPipeListener()
-				web := &http.Server{Handler: s.routes(), ReadHeaderTimeout: headerTimeout}
+				web := &http.Server{Handler: handler, ReadHeaderTimeout: headerTimeout}
 				served := make(chan error, 1)
 				go func() { served <- web.Serve(l) }()
 				conn, err := l.dial(t.Context(), "", "")

@@ -1,0 +1,193 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+
+	"github.com/berthd/berth/control/openapi"
+	"github.com/berthd/berth/control/store"
+	"github.com/berthd/berth/wire"
+)
+
+const (
+	api    = "/api/v2/"
+	agents = api + "workspaceagents/"
+)
+
+// Who may call a route, by the names that the document has for it.
+const (
+	agentToken = "agentToken"
+	userKey    = "userKey"
+)
+
+// guarded is a handler behind what it takes to reach it.
+type guarded struct {
+	security string // agentToken, userKey, or empty for anybody
+	http.HandlerFunc
+}
+
+func anyone(next http.HandlerFunc) guarded { return guarded{"", next} }
+
+func (s *Server) forAgent(next func(http.ResponseWriter, *http.Request, caller)) guarded {
+	return guarded{agentToken, s.agentRoute(next)}
+}
+
+func (s *Server) forUser(next http.HandlerFunc) guarded { return guarded{userKey, s.userRoute(next)} }
+
+func (s *Server) onAgent(next func(http.ResponseWriter, *http.Request, store.Agent)) guarded {
+	return guarded{userKey, s.workspaceRoute(next)}
+}
+
+// endpoint is one row of the table of all that the server answers.
+type endpoint struct {
+	openapi.Route
+	handler http.HandlerFunc
+}
+
+// endpoints is the table from which both the mux and the document at openapi.json are made.
+func (s *Server) endpoints() []endpoint {
+	var table []endpoint
+	on := func(method, path string, to guarded, op openapi.Operation) {
+		table = append(table, endpoint{openapi.Route{Method: method, Path: path, Security: to.security, Operation: op}, to.HandlerFunc})
+	}
+	relay := anyone(s.relay.Handler().ServeHTTP)
+
+	on("GET", "/healthz", anyone(getOK), openapi.Operation{Summary: "Whether the server answers", Media: openapi.Text})
+	on("GET", "/latency-check", anyone(getLatencyCheck), openapi.Operation{Summary: "How far the server is, also for pages of other origins", Media: openapi.Text})
+	on("GET", "/derp", relay, openapi.Operation{Summary: "The relay, over an upgrade to DERP or WebSocket", Socket: openapi.BinaryMessages, Errors: []int{426}})
+	on("GET", "/derp/latency-check", relay, openapi.Operation{Summary: "How far the relay is"})
+	on("GET", "/derp/probe", relay, openapi.Operation{Summary: "How far the relay is, as newer nodes ask"})
+
+	on("GET", api+"buildinfo", anyone(s.getBuildInfo), openapi.Operation{Summary: "What runs here", Answer: wire.BuildInfo{}})
+	on("GET", api+"derp-map", anyone(s.getDERPMap), openapi.Operation{Summary: "The relay map, as it changes",
+		Socket: openapi.BinaryMessages, Answer: wire.DERPMap{}, Errors: []int{400}})
+
+	on("POST", agents+"aws-instance-identity", anyone(s.postAWSInstanceIdentity), openapi.Operation{
+		Summary: "Trade a signed AWS identity document for an agent's token",
+		Body:    wire.AWSInstanceIdentity{}, Answer: wire.SessionToken{}, Errors: []int{400, 401, 404, 409, 413, 500}})
+
+	version := openapi.Param{Name: "version", Type: "string", Doc: "API version, major.minor"}
+	on("GET", agents+"me/rpc", s.forAgent(s.getRPC), openapi.Operation{
+		Summary: "An agent's link: yamux and dRPC, services Agent and Tailnet",
+		Query:   []openapi.Param{version, {Name: "role", Type: "string", Doc: "absent or agent: the link tells whether the agent is connected"}},
+		Socket:  openapi.BinaryMessages, Errors: []int{400, 500}})
+	on("GET", agents+"me/reinit", s.forAgent(s.getReinit), openapi.Operation{
+		Summary: "Wait for the workspace to be claimed",
+		Query:   []openapi.Param{{Name: "wait", Type: "string", Doc: "true: answer 409 when there is nothing to wait for"}},
+		Media:   openapi.EventStream, Errors: []int{409, 500}})
+	on("PATCH", agents+"me/app-status", s.forAgent(s.patchAppStatus), openapi.Operation{
+		Summary: "Say what an app is doing", Body: wire.PatchAppStatus{}, Errors: []int{400, 413, 500}})
+	on("POST", agents+"me/log-source", s.forAgent(s.postLogSource), openapi.Operation{
+		Summary: "Declare a source of log lines", Body: wire.PostLogSource{}, Status: 201, Answer: wire.LogSource{}, Errors: []int{400, 413, 500}})
+	on("PATCH", agents+"me/logs", s.forAgent(s.patchLogs), openapi.Operation{
+		Summary: "Add lines to the log", Body: wire.PatchLogs{}, Errors: []int{400, 413, 500}})
+
+	on("GET", agents+"connection", s.forUser(s.getConnection), openapi.Operation{
+		Summary: "What a client needs to join the mesh", Answer: wire.ConnectionInfo{}})
+	on("GET", agents+"{id}", s.onAgent(s.getAgent), openapi.Operation{
+		Summary: "All that is known of an agent", Answer: wire.Agent{}, Errors: []int{400, 404, 500}})
+	on("GET", agents+"{id}/connection", s.onAgent(s.getAgentConnection), openapi.Operation{
+		Summary: "What a client needs to reach an agent", Answer: wire.ConnectionInfo{}, Errors: []int{400, 404}})
+	on("GET", agents+"{id}/coordinate", s.onAgent(s.getCoordinate), openapi.Operation{
+		Summary: "A client's link: yamux and dRPC, service Tailnet, for one agent",
+		Query:   []openapi.Param{version, {Name: "resume_token", Type: "string", Doc: "from RefreshResumeToken: come back as the same peer"}},
+		Socket:  openapi.BinaryMessages, Errors: []int{400, 404, 500}})
+	for _, name := range []string{"logs", "startup-logs"} {
+		on("GET", agents+"{id}/"+name, s.onAgent(s.getLogs), openapi.Operation{
+			Summary: "The log of an agent, as it is or as it grows",
+			Query: []openapi.Param{
+				{Name: "after", Type: "integer", Doc: "only lines with ids above this"},
+				{Name: "before", Type: "integer", Doc: "ignored, as stock servers do"},
+				{Name: "follow", Type: "boolean", Doc: "go on with new lines, over a WebSocket"},
+				{Name: "no_compression", Type: "boolean", Doc: "nothing is compressed anyway"},
+				{Name: "format", Type: "string", Doc: "json or text"},
+			},
+			Answer: []wire.LogEntry{}, Media: openapi.Text, Socket: openapi.MaybeText, Errors: []int{400, 404, 500}})
+	}
+	on("GET", agents+"{id}/listening-ports", s.onAgent(s.getListeningPorts), openapi.Operation{
+		Summary: "What listens in the workspace", Answer: wire.ListeningPorts{}, Errors: []int{400, 404, 500}})
+	on("GET", agents+"{id}/containers", s.onAgent(s.getContainers), openapi.Operation{
+		Summary: "The containers beside the agent",
+		Query:   []openapi.Param{{Name: "label", Type: "string", Doc: "key=value that containers must have; may be given often"}},
+		Answer:  wire.Containers{}, Errors: []int{400, 403, 404, 408, 500}})
+	on("GET", agents+"{id}/pty", s.onAgent(s.getPTY), openapi.Operation{
+		Summary: "A terminal",
+		Query: []openapi.Param{
+			{Name: "reconnect", Type: "string", Doc: "UUID of the session; the same one attaches again", Required: true},
+			{Name: "height", Type: "integer", Doc: "rows, 80 by default"},
+			{Name: "width", Type: "integer", Doc: "columns, 80 by default"},
+			{Name: "command", Type: "string", Doc: "run instead of the login shell"},
+			{Name: "container", Type: "string", Doc: "where to run it"},
+			{Name: "container_user", Type: "string", Doc: "as whom to run it"},
+			{Name: "backend_type", Type: "string", Doc: "empty, screen or buffered"},
+		},
+		Socket: openapi.BinaryMessages, Errors: []int{400, 404}})
+
+	on("GET", wire.PathBerth+"agents", s.forUser(s.getBerthAgents), openapi.Operation{
+		Summary: "Every agent", Answer: []wire.AgentSummary{}, Errors: []int{500}})
+	on("POST", wire.PathBerth+"agents", s.forUser(s.postBerthAgent), openapi.Operation{
+		Summary: "Declare an agent and make its token", Body: wire.CreateAgent{}, Status: 201, Answer: wire.CreatedAgent{}, Errors: []int{400, 409, 413, 500}})
+	on("DELETE", wire.PathBerth+"agents/{id}", s.onAgent(s.deleteBerthAgent), openapi.Operation{
+		Summary: "Forget an agent with its tokens, state and log", Status: 204, Errors: []int{400, 404, 409, 500}})
+	on("POST", wire.PathBerth+"agents/{id}/token", s.onAgent(s.postBerthToken), openapi.Operation{
+		Summary: "Make another token for an agent", Status: 201, Answer: wire.CreatedAgent{}, Errors: []int{400, 404, 500}})
+	on("POST", wire.PathBerth+"agents/{id}/revoke", s.onAgent(s.postBerthRevoke), openapi.Operation{
+		Summary: "End every token of an agent, and its link", Status: 204, Errors: []int{400, 404, 500}})
+	return table
+}
+
+// documentPath is where the table is described.
+const documentPath = api + "openapi.json"
+
+// routes ties every path to its handler.
+func (s *Server) routes() (http.Handler, error) {
+	var document []byte
+	table := append(s.endpoints(), endpoint{
+		openapi.Route{Method: "GET", Path: documentPath, Operation: openapi.Operation{Summary: "This document", Answer: map[string]any{}}},
+		func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", jsonType)
+			_, _ = w.Write(document)
+		},
+	})
+	mux := http.NewServeMux()
+	described := make([]openapi.Route, 0, len(table))
+	for _, e := range table {
+		mux.HandleFunc(e.Method+" "+e.Path, e.handler)
+		described = append(described, e.Route)
+	}
+	mux.HandleFunc("/", noRoute)
+	document, err := openapi.New(openapi.Info{
+		Title: "berth", Version: s.config.Version, Server: "/", Header: wire.HeaderSessionToken, Failure: wire.Error{},
+		Security: map[string]string{
+			agentToken: "An agent's token, a UUID. Also taken from a bearer token, the cookie or the query parameter coder_session_token.",
+			userKey:    "A person's key, <10 characters>-<22 characters>. Also taken from the same places.",
+		},
+	}, described)
+	if err != nil {
+		return nil, fmt.Errorf("cannot describe the routes: %w", err)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(wire.HeaderBuildVersion, s.config.Version)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		extendWrite(w)
+		boundBody(w, r)
+		defer func() {
+			// net/http would print the request's panic and go on; here it goes to the log, with an answer.
+			switch p := recover(); p {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(p)
+			default:
+				s.log.Error("a request failed badly", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+				writeError(w, internalError(errors.New("the server's log has more")))
+			}
+		}()
+		mux.ServeHTTP(w, r)
+	}), nil
+}
+
+func noRoute(w http.ResponseWriter, _ *http.Request) {
+	writeError(w, &wire.Error{StatusCode: http.StatusNotFound, Message: "Route not found."})
+}
