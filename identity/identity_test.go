@@ -19,7 +19,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/berthd/berth/identity"
-	"github.com/berthd/berth/identity/attest"
 	"github.com/berthd/berth/internal/testnet"
 	"github.com/berthd/berth/wire"
 )
@@ -114,7 +113,7 @@ func newCloud(t *testing.T) *cloud {
 	}
 	metadata := httptest.NewServer(fake)
 	t.Cleanup(metadata.Close)
-	verifier, err := attest.NewAWS(fake.Certificate())
+	verifier, err := fake.Attester()
 	if err != nil {
 		t.Fatal(err)
 	}

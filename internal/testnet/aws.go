@@ -2,24 +2,19 @@ package testnet
 
 import (
 	"context"
-	"crypto"
 	"crypto/hmac"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -52,7 +47,7 @@ const (
 // [http.Handler] that may be used by many at once.
 type FakeAWS struct {
 	instanceID string
-	cert       *x509.Certificate
+	signer     *AWSSigner
 	files      map[string]string
 	secret     []byte // what session tokens are made with
 	mode       atomic.Int32
@@ -66,24 +61,19 @@ func NewFakeAWS() (*FakeAWS, error) {
 	rand.Read(secret)
 	// 17 hex digits, of which AWS starts with a zero.
 	f := &FakeAWS{instanceID: "i-0" + hex.EncodeToString(id), secret: secret}
-	// The length of AWS's own keys for this kind of signature.
-	key, err := rsa.GenerateKey(rand.Reader, 1024)
-	if err != nil {
-		return nil, fmt.Errorf("cannot make a key for the fake AWS: %w", err)
+	var err error
+	if f.signer, err = NewAWSSigner(); err != nil {
+		return nil, err
 	}
-	now := time.Now().UTC()
-	if f.cert, err = selfSign(key, now); err != nil {
-		return nil, fmt.Errorf("cannot make a certificate for the fake AWS: %w", err)
-	}
-	document := f.document(now)
-	sum := sha256.Sum256([]byte(document))
-	signature, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, sum[:])
+	document := f.document(time.Now().UTC())
+	signature, rsa2048, err := f.signer.Sign(document)
 	if err != nil {
-		return nil, fmt.Errorf("cannot sign for the fake AWS: %w", err)
+		return nil, err
 	}
 	f.files = map[string]string{
 		"/latest/dynamic/instance-identity/document":  document,
-		"/latest/dynamic/instance-identity/signature": lines76(base64.StdEncoding.EncodeToString(signature)),
+		"/latest/dynamic/instance-identity/signature": signature,
+		"/latest/dynamic/instance-identity/rsa2048":   rsa2048,
 		"/latest/meta-data/instance-id":               f.instanceID,
 	}
 	return f, nil
@@ -92,8 +82,9 @@ func NewFakeAWS() (*FakeAWS, error) {
 // InstanceID is the id in the signed document.
 func (f *FakeAWS) InstanceID() string { return f.instanceID }
 
-// Certificate verifies the document; a server that shall believe this fake trusts it.
-func (f *FakeAWS) Certificate() *x509.Certificate { return f.cert }
+// Certificates verify the document; a server that shall believe this fake trusts them for documents
+// of [FakeAWSRegion].
+func (f *FakeAWS) Certificates() []*x509.Certificate { return f.signer.Certificates() }
 
 // SetMode changes the behaviour for the requests to come.
 func (f *FakeAWS) SetMode(mode FakeAWSMode) { f.mode.Store(int32(mode)) }
@@ -201,26 +192,4 @@ func (f *FakeAWS) document(started time.Time) string {
   "region" : %q,
   "version" : "2017-09-30"
 }`, FakeAWSRegion+"a", f.instanceID, started.Format(time.RFC3339), FakeAWSRegion)
-}
-
-func selfSign(key *rsa.PrivateKey, now time.Time) (*x509.Certificate, error) {
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(now.UnixNano()),
-		Subject:      pkix.Name{Country: []string{"US"}, Organization: []string{"Fake Web Services"}},
-		NotBefore:    now.Add(-time.Hour), // clocks differ
-		NotAfter:     now.AddDate(10, 0, 0),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, err
-	}
-	return x509.ParseCertificate(der)
-}
-
-func lines76(s string) string {
-	var lines []string
-	for len(s) > 76 {
-		lines, s = append(lines, s[:76]), s[76:]
-	}
-	return strings.Join(append(lines, s), "\n")
 }

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-
-	"github.com/berthd/berth/identity/attest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -106,7 +104,7 @@ func TestFakeAWSReads(t *testing.T) {
 	if !strings.Contains(signature, "\n") || len(signature) != 174 {
 		t.Errorf("signature of %d bytes is not base64 of 128 in lines of 76", len(signature))
 	}
-	verifier, err := attest.NewAWS(f.Certificate())
+	verifier, err := f.Attester()
 	if err != nil {
 		t.Fatal(err)
 	}
