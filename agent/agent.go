@@ -89,15 +89,18 @@ type parts struct {
 	ssh       *sshd.Server
 	pty       *ptyServer
 	api       *api
+	view      *containerView
+	debug     []*debugServer
 }
 
 // known is what the server and the machine tell us as we go.
 type known struct {
-	secret   atomic.Pointer[wire.Secret] // the session token
-	manifest atomic.Pointer[agentpb.Manifest]
-	banners  atomic.Pointer[[]string]
-	joined   atomic.Bool // that the mesh was joined has been told
-	changed  atomic.Bool // the server gave us another id
+	secret    atomic.Pointer[wire.Secret] // the session token
+	manifest  atomic.Pointer[agentpb.Manifest]
+	banners   atomic.Pointer[[]string]
+	joined    atomic.Bool // that the mesh was joined has been told
+	meshDebug atomic.Bool // the mesh logs all it does
+	changed   atomic.Bool // the server gave us another id
 
 	first   *later[*agentpb.Manifest]
 	mesh    *later[*mesh]
@@ -168,16 +171,37 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	if err != nil {
 		return nil, errors.Join(err, a.reporter.Close())
 	}
+	a.meshDebug.Store(cfg.Mesh.Debug)
+	a.makeAPI()
+	return a, nil
+}
+
+// makeAPI makes what shows the agent from inside: its HTTP API, and the same in part for this machine.
+func (a *agent) makeAPI() {
+	a.view = &containerView{
+		list:     containers.New(containers.Config{Log: a.log}).List,
+		manifest: a.manifest.Load,
+		expand:   a.shell.Expand,
+		home:     a.shell.Home,
+		command:  a.shell.Command,
+		logs:     a.reporter.Writer,
+		log:      a.log.With("part", "containers"),
+	}
+	if a.cfg.Services.NoDevcontainers {
+		a.view.refusal = "Dev Container feature not enabled."
+	}
 	a.api = &api{
 		ports:      listPorts,
-		containers: containers.New(containers.Config{Log: cfg.Log}).List,
+		containers: a.view,
 		manifest:   a.manifest.Load,
+		self:       a.self,
 		mesh:       a.showMesh,
+		meshDebug:  &a.meshDebug,
 		metrics:    a.showMetrics,
-		logs:       cfg.Tail,
-		log:        cfg.Log.With("part", "api"),
+		logs:       a.cfg.Tail,
+		log:        a.log.With("part", "api"),
 	}
-	return a, nil
+	a.debug = debugServers(a.cfg.Debug, a.api, a.log)
 }
 
 // stages lists the nested lifetimes from the outside in.
@@ -187,12 +211,14 @@ func (a *agent) stages() []stage {
 		{name: "link", run: a.link.run, budget: linkBudget},
 		{name: "last reports", run: a.runFlush, budget: flushBudget + time.Second},
 		{name: "local socket", run: a.local.run, ready: a.local.ready, budget: time.Second},
+		{name: "debug listeners", run: a.runDebug, budget: time.Second},
 		{name: "terminals", run: a.runTerminals, budget: terminalsBudget},
 		{name: "mesh", run: a.runNode, ready: a.mesh.come, budget: meshBudget},
 		a.service("ssh on port 22", wire.PortSSHStandard, a.ssh.Serve),
 		a.service("ssh", wire.PortSSH, a.ssh.Serve),
 		a.service("pty", wire.PortPTY, a.pty.serve),
 		a.service("speed test", wire.PortSpeedtest, speedtest.Serve),
+		{name: "dev containers", run: a.view.run, budget: serviceBudget},
 		a.service("api", wire.PortHTTP, a.api.serve),
 		{name: "workspace", run: a.runWorkspace, budget: a.cfg.Services.StopTimeout + workspaceMargin},
 	}

@@ -10,40 +10,58 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
+	"github.com/berthd/berth/wire/tailnetpb"
 )
 
-// apiTimeout bounds reading a request and writing an answer.
+// apiTimeout bounds reading a request and writing an answer. WebSockets are exempt.
 const apiTimeout = 20 * time.Second
 
-// api is the HTTP API on the node's port 4. Every peer of the mesh that the coordinator lets
-// through can call it, so it only shows things: it has no route that changes anything, and each
-// answer is made from the fields below.
+// api is the HTTP API on the node's port 4. It asks nobody for a credential: every peer of the mesh
+// that the coordinator lets through can call it, and so could whoever tricks such a peer's HTTP
+// client. So it shows things, and has one route that changes anything: it makes a dev container anew
+// that this workspace declares or has. It reads no file's content, writes none and starts no command
+// of a caller's choosing; who may do that has SSH.
 type api struct {
 	ports      func(context.Context) ([]wire.ListeningPort, error)
-	containers func(context.Context) (wire.Containers, error)
+	containers *containerView
 	manifest   func() *agentpb.Manifest
+	self       func() *tailnetpb.Node // what peers are told of our node; nil before there is one
 	mesh       func(io.Writer)
+	meshDebug  *atomic.Bool // whether the mesh logs all it does
 	metrics    func(io.Writer)
-	logs       io.WriterTo
+	logs       *LogTail
 	log        *slog.Logger
+
+	watchers atomic.Int64
+	work     sync.WaitGroup // WebSockets, which the HTTP server does not wait for
 }
 
 // serve answers on l until ctx is done.
 func (a *api) serve(ctx context.Context, l net.Listener) error {
-	srv := &http.Server{
-		Handler:           a.handler(),
+	defer a.work.Wait()
+	return serveHTTP(ctx, newHTTPServer(ctx, a.handler(), a.log), l)
+}
+
+// newHTTPServer returns a server with the limits that hold for each of the agent's own.
+func newHTTPServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
 		ReadTimeout:       apiTimeout,
 		ReadHeaderTimeout: apiTimeout,
 		WriteTimeout:      apiTimeout,
 		MaxHeaderBytes:    64 << 10,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	return serveHTTP(ctx, srv, l)
 }
 
 // serveHTTP runs srv on l until ctx is done, and cuts what is then still open: answers take
@@ -63,14 +81,56 @@ func (a *api) handler() http.Handler {
 		writeJSON(w, http.StatusOK, wire.Error{Message: "Hello from the agent!"})
 	})
 	mux.HandleFunc("GET /api/v0/listening-ports", a.listeningPorts)
-	mux.HandleFunc("GET /api/v0/containers", a.listContainers)
 	mux.HandleFunc("POST /api/v0/list-directory", a.listDirectory)
 	mux.HandleFunc("GET /api/v0/netcheck", a.netcheck)
-	mux.HandleFunc("GET /debug/manifest", a.debugManifest)
-	mux.HandleFunc("GET /debug/logs", a.debugLogs)
-	mux.HandleFunc("GET /debug/magicsock", a.debugMesh)
+	a.routeContainers(mux)
+	a.routeDebug(mux)
 	mux.HandleFunc("GET /debug/prometheus", a.prometheus)
-	return mux
+	return sameHost(mux)
+}
+
+// sameHost lets through what was sent to an address, and refuses what was sent to a name: a web page
+// that points its own name at an address where this API can be reached (DNS rebinding) would
+// otherwise read it through the browser of somebody who forwards the port. What such a page sends to
+// the address itself is refused by its origin.
+func sameHost(next http.Handler) http.Handler {
+	next = http.NewCrossOriginProtection().Handler(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := (&url.URL{Host: r.Host}).Hostname()
+		if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
+			writeError(w, http.StatusForbidden, fmt.Sprintf("This API is not served at the name %q: use an address, or localhost.", host), nil)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// onlyQuery reports whether the query holds nothing but the parameters named, once each at most. If
+// not, the request has been answered.
+func onlyQuery(w http.ResponseWriter, r *http.Request, names ...string) bool {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	var wrong []wire.Validation
+	if err != nil {
+		wrong = append(wrong, wire.Validation{Field: "query", Detail: err.Error()})
+	}
+	for name, values := range query {
+		switch {
+		case !slices.Contains(names, name):
+			wrong = append(wrong, wire.Validation{Field: name, Detail: fmt.Sprintf("Query param %q is not known here", name)})
+		case len(values) > 1:
+			wrong = append(wrong, wire.Validation{Field: name, Detail: fmt.Sprintf("Query param %q is given %d times", name, len(values))})
+		}
+	}
+	if len(wrong) == 0 {
+		return true
+	}
+	slices.SortFunc(wrong, func(x, y wire.Validation) int { return bytes.Compare([]byte(x.Field), []byte(y.Field)) })
+	writeBadQuery(w, wrong...)
+	return false
+}
+
+func writeBadQuery(w http.ResponseWriter, wrong ...wire.Validation) {
+	writeJSON(w, http.StatusBadRequest, wire.Error{Message: "Query parameters have invalid values.", Validations: wrong})
 }
 
 func (a *api) listeningPorts(w http.ResponseWriter, r *http.Request) {
@@ -81,16 +141,6 @@ func (a *api) listeningPorts(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeJSON(w, http.StatusOK, wire.ListeningPorts{Ports: ports})
-}
-
-func (a *api) listContainers(w http.ResponseWriter, r *http.Request) {
-	list, err := a.containers(r.Context())
-	if err != nil {
-		a.log.Warn("cannot list containers", "error", err)
-		writeError(w, http.StatusInternalServerError, "Could not get containers", err)
-		return
-	}
-	writeJSON(w, http.StatusOK, list)
 }
 
 func writeJSON(w http.ResponseWriter, status int, body any) {

@@ -41,6 +41,9 @@ type directoryEntry struct {
 }
 
 func (a *api) listDirectory(w http.ResponseWriter, r *http.Request) {
+	if !onlyQuery(w, r, "path") {
+		return
+	}
 	var req listDirectoryRequest
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, wire.MaxJSONBody)).Decode(&req); err != nil {
 		writeError(w, http.StatusBadRequest, "Request body must be valid JSON.", err)

@@ -1,24 +1,34 @@
 package agent
 
 import (
+	"fmt"
 	"net"
 	"net/http"
 )
 
-// healthReport is the head of each part of a netcheck.
+// healthReport is the head of each part of a netcheck. Warnings are always null: what a stock client
+// expects in it is not known, and it must not fail to read the rest.
 type healthReport struct {
 	Error     string   `json:"error,omitempty"`
 	Severity  string   `json:"severity"`
 	Warnings  []string `json:"warnings"`
 	Dismissed bool     `json:"dismissed"`
+	// Notes are warnings in plain words, berth's addition.
+	Notes []string `json:"notes,omitempty"`
 }
 
-// netcheckReport answers GET netcheck. NetInfo is Tailscale's own record, which stock clients only
-// print; berth has none and sends null.
+// netcheckReport answers GET netcheck.
 type netcheckReport struct {
 	healthReport
-	NetInfo    *struct{}        `json:"net_info"`
+	NetInfo    *netInfo         `json:"net_info"`
 	Interfaces interfacesReport `json:"interfaces"`
+}
+
+// netInfo is what is known of Tailscale's record of that name, with its keys; what is not known is
+// left out, as there.
+type netInfo struct {
+	PreferredDERP int                `json:",omitzero"`
+	DERPLatency   map[string]float64 `json:",omitempty"` // seconds, by region and address family
 }
 
 type interfacesReport struct {
@@ -41,7 +51,11 @@ func (a *api) netcheck(w http.ResponseWriter, _ *http.Request) {
 		writeError(w, http.StatusInternalServerError, "Failed to run interfaces report", err)
 		return
 	}
-	writeJSON(w, http.StatusOK, netcheckReport{healthReport: healthReport{Severity: "ok"}, Interfaces: interfaces})
+	report := netcheckReport{healthReport: healthReport{Severity: "ok"}, Interfaces: interfaces}
+	if self := a.self(); self != nil {
+		report.NetInfo = &netInfo{PreferredDERP: int(self.GetPreferredDerp()), DERPLatency: self.GetDerpLatency()}
+	}
+	writeJSON(w, http.StatusOK, report)
 }
 
 func reportInterfaces() (interfacesReport, error) {
@@ -61,7 +75,7 @@ func reportInterfaces() (interfacesReport, error) {
 		}
 		if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagLoopback == 0 && i.MTU > 0 && i.MTU < safeMTU {
 			report.Severity = "warning"
-			report.Warnings = append(report.Warnings, "Network interface "+i.Name+" has an MTU below 1378, which may hang direct connections.")
+			report.Notes = append(report.Notes, fmt.Sprintf("Network interface %s has an MTU below %d, which may hang direct connections.", i.Name, safeMTU))
 		}
 		report.Interfaces = append(report.Interfaces, shown)
 	}

@@ -14,14 +14,18 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
+	"github.com/berthd/berth/wire/tailnetpb"
 )
 
 // planted is a secret that no answer may hold.
@@ -45,15 +49,34 @@ func testAPI() *api {
 		ports: func(context.Context) ([]wire.ListeningPort, error) {
 			return []wire.ListeningPort{{ProcessName: "web", Network: "tcp", Port: 8080}}, nil
 		},
-		containers: func(context.Context) (wire.Containers, error) {
+		containers: &containerView{list: func(context.Context) (wire.Containers, error) {
 			return wire.Containers{}, errors.New("no engine")
-		},
+		}},
 		manifest: testManifest,
-		mesh:     func(w io.Writer) { fmt.Fprintln(w, "home region 1") },
-		metrics:  func(w io.Writer) { writeMetric(w, "gauge", "berthd_ssh_sessions", "Sessions.", 2) },
-		logs:     bytes.NewBufferString("a line\n"),
-		log:      slog.New(slog.DiscardHandler),
+		self: func() *tailnetpb.Node {
+			return &tailnetpb.Node{PreferredDerp: 999, DerpLatency: map[string]float64{"999-v4": 0.5}}
+		},
+		mesh:      func(w io.Writer) { fmt.Fprintln(w, "home region 1") },
+		meshDebug: new(atomic.Bool),
+		metrics:   func(w io.Writer) { writeMetric(w, "gauge", "berthd_ssh_sessions", "Sessions.", 2) },
+		logs:      testTail("a line\n"),
+		log:       slog.New(slog.DiscardHandler),
 	}
+}
+
+func testTail(lines ...string) *LogTail {
+	tail := new(LogTail)
+	for _, line := range lines {
+		io.WriteString(tail, line)
+	}
+	return tail
+}
+
+// request is one as a peer on the mesh sends it.
+func request(method, target, body string) *http.Request {
+	r := httptest.NewRequest(method, target, strings.NewReader(body))
+	r.Host = "[fd7a:115c:a1e0::1]:4"
+	return r
 }
 
 func TestAPI(t *testing.T) {
@@ -62,19 +85,29 @@ func TestAPI(t *testing.T) {
 		status             int
 		contains           []string
 	}{
-		"hello":         {"GET", "/", "", 200, []string{`"message":"Hello from the agent!"`}},
-		"ports":         {"GET", "/api/v0/listening-ports", "", 200, []string{`"process_name":"web"`, `"network":"tcp"`, `"port":8080`}},
-		"containers":    {"GET", "/api/v0/containers", "", 500, []string{`"message":"Could not get containers"`, "no engine"}},
-		"netcheck":      {"GET", "/api/v0/netcheck", "", 200, []string{`"severity":"ok"`, `"net_info":null`, `"interfaces":{`, `"mtu":`}},
+		"hello":      {"GET", "/", "", 200, []string{`"message":"Hello from the agent!"`}},
+		"ports":      {"GET", "/api/v0/listening-ports", "", 200, []string{`"process_name":"web"`, `"network":"tcp"`, `"port":8080`}},
+		"containers": {"GET", "/api/v0/containers", "", 500, []string{`"message":"Could not get containers"`, "no engine"}},
+		"netcheck": {"GET", "/api/v0/netcheck", "", 200, []string{
+			`{"severity":"ok","warnings":null,"dismissed":false,"net_info":{"PreferredDERP":999,"DERPLatency":{"999-v4":0.5}},"interfaces":{"severity":`, `"addresses":[`, `"mtu":`}},
 		"manifest":      {"GET", "/debug/manifest", "", 200, []string{`"agent_name":"demo"`, `"API_KEY":"***REDACTED***"`, `"EMPTY":""`, `"display_name":"setup"`}},
 		"logs":          {"GET", "/debug/logs", "", 200, []string{"a line"}},
+		"logs since":    {"GET", "/debug/logs?after=2020-01-01T00:00:00Z", "", 200, []string{"a line"}},
+		"logs, bad":     {"GET", "/debug/logs?after=yesterday", "", 400, []string{`"message":"Query parameters have invalid values."`, `"field":"after"`}},
+		"mesh logging":  {"GET", "/debug/magicsock/debug-logging/true", "", 200, []string{"true"}},
+		"bad logging":   {"GET", "/debug/magicsock/debug-logging/loud", "", 400, []string{"loud"}},
 		"mesh":          {"GET", "/debug/magicsock", "", 200, []string{"home region 1"}},
 		"prometheus":    {"GET", "/debug/prometheus", "", 200, []string{"berthd_ssh_sessions 2\n", "# TYPE go_goroutines gauge\n"}},
-		"unknown":       {"GET", "/api/v0/read-file", "", 404, nil},
+		"unknown":       {"GET", "/api/v0/read-file", "", 404, []string{"404 page not found\n"}},
+		"write-file":    {"POST", "/api/v0/write-file?path=/tmp/x", "x", 404, nil},
+		"processes":     {"POST", "/api/v0/processes/start", `{"command":"id"}`, 404, nil},
 		"nothing posts": {"POST", "/api/v0/containers", "", 405, nil},
 		"bad json":      {"POST", "/api/v0/list-directory", "{", 400, []string{"Request body must be valid JSON."}},
 		"bad relation":  {"POST", "/api/v0/list-directory", `{"relativity":"moon"}`, 500, []string{"moon"}},
 		"no such":       {"POST", "/api/v0/list-directory?path=/no/such", `{}`, 404, nil},
+		"unknown query": {"POST", "/api/v0/list-directory?path=/&depth=1", `{}`, 400, []string{`"message":"Query parameters have invalid values."`, `"field":"depth"`}},
+		"query twice":   {"POST", "/api/v0/list-directory?path=/&path=/etc", `{}`, 400, []string{`"field":"path"`}},
+		"bad query":     {"POST", "/api/v0/list-directory?path=%zz", `{}`, 400, []string{"Query parameters"}},
 		"not absolute":  {"POST", "/api/v0/list-directory?path=etc", `{}`, 500, []string{"absolute"}},
 	}
 	srv := httptest.NewServer(testAPI().handler())
@@ -109,11 +142,65 @@ func TestAPI(t *testing.T) {
 	}
 }
 
+// TestOnlyAddressesAndOwnOrigins: what a web page can send through somebody's browser is refused.
+func TestOnlyAddressesAndOwnOrigins(t *testing.T) {
+	h := testAPI().handler()
+	for name, tt := range map[string]struct {
+		host, origin string
+		status       int
+	}{
+		"the mesh address":   {"[fd7a:115c:a1e0::1]:4", "", 200},
+		"forwarded":          {"127.0.0.1:8004", "", 200},
+		"localhost":          {"localhost:8004", "", 200},
+		"own origin":         {"localhost:8004", "http://localhost:8004", 200},
+		"rebound name":       {"evil.example.com:8004", "", 403},
+		"no host":            {"", "", 403},
+		"a page's post":      {"127.0.0.1:8004", "https://evil.example.com", 403},
+		"a port's neighbour": {"127.0.0.1:8004", "http://127.0.0.1:3000", 403},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := httptest.NewRequest("POST", "/api/v0/list-directory?path=/", strings.NewReader("{}"))
+			if r.Host = tt.host; tt.origin != "" {
+				r.Header.Set("Origin", tt.origin)
+			}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			if w.Code != tt.status {
+				t.Errorf("status %d, want %d: %s", w.Code, tt.status, w.Body)
+			}
+		})
+	}
+}
+
+func TestMeshLogging(t *testing.T) {
+	a := testAPI()
+	var out bytes.Buffer
+	log := slog.New(verbose{slog.NewTextHandler(&out, nil), a.meshDebug}).With("part", "tailnet")
+	log.Debug("before")
+	srv := httptest.NewServer(a.handler())
+	defer srv.Close()
+	for state, on := range map[string]bool{"true": true, "0": false} {
+		resp, err := http.Get(srv.URL + "/debug/magicsock/debug-logging/" + state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if a.meshDebug.Load() != on {
+			t.Errorf("%s: %v", state, !on)
+		}
+		log.Debug("while " + state)
+	}
+	if got := out.String(); strings.Contains(got, "before") || !strings.Contains(got, "while true") || strings.Contains(got, "while 0") {
+		t.Errorf("logged %q", got)
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
 func TestManifestBeforeTheFirst(t *testing.T) {
 	a := testAPI()
 	a.manifest = func() *agentpb.Manifest { return nil }
 	w := httptest.NewRecorder()
-	a.handler().ServeHTTP(w, httptest.NewRequest("GET", "/debug/manifest", nil))
+	a.handler().ServeHTTP(w, request("GET", "/debug/manifest", ""))
 	if w.Code != http.StatusInternalServerError {
 		t.Errorf("status %d, want 500", w.Code)
 	}
@@ -142,7 +229,7 @@ func TestListDirectory(t *testing.T) {
 	for name, body := range requests {
 		t.Run(name, func(t *testing.T) {
 			w := httptest.NewRecorder()
-			testAPI().handler().ServeHTTP(w, httptest.NewRequest("POST", "/api/v0/list-directory", strings.NewReader(body)))
+			testAPI().handler().ServeHTTP(w, request("POST", "/api/v0/list-directory", body))
 			var got directory
 			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
 				t.Fatalf("%v in %s", err, w.Body)
@@ -173,7 +260,7 @@ func TestListWhatIsNoDirectory(t *testing.T) {
 	}
 	for path, want := range map[string]int{fifo: 500, file: 500, filepath.Join(dir, "none"): 404} {
 		w := httptest.NewRecorder()
-		testAPI().handler().ServeHTTP(w, httptest.NewRequest("POST", "/api/v0/list-directory?path="+path, strings.NewReader("{}")))
+		testAPI().handler().ServeHTTP(w, request("POST", "/api/v0/list-directory?path="+path, "{}"))
 		if w.Code != want {
 			t.Errorf("%s: status %d, want %d: %s", path, w.Code, want, w.Body)
 		}
@@ -186,7 +273,7 @@ func TestLogTailKeepsTheNewest(t *testing.T) {
 		fmt.Fprintf(&tail, "line %d\n", i)
 	}
 	var out bytes.Buffer
-	if _, err := tail.WriteTo(&out); err != nil {
+	if err := tail.WriteSince(&out, time.Time{}); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.HasSuffix(out.String(), "line 99999\n") || !strings.HasPrefix(out.String(), "line ") {
@@ -195,6 +282,19 @@ func TestLogTailKeepsTheNewest(t *testing.T) {
 	if out.Len() < logTailSize/2 || out.Len() > 2*logTailSize {
 		t.Errorf("kept %d bytes, want about %d", out.Len(), logTailSize)
 	}
+}
+
+func TestLogTailSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tail := testTail("old\n")
+		time.Sleep(time.Minute)
+		since := time.Now()
+		io.WriteString(tail, "new\n")
+		var out bytes.Buffer
+		if err := tail.WriteSince(&out, since); err != nil || out.String() != "new\n" {
+			t.Errorf("%q, %v", &out, err)
+		}
+	})
 }
 
 // serveLocal runs a local API and returns what is reported to it.

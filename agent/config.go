@@ -30,6 +30,7 @@ type Config struct {
 	StartTerminals func(socket string) error
 	Services       Services
 	Mesh           Mesh
+	Debug          Debug
 
 	// Version is berthd's own, a semantic version with a leading "v".
 	Version string
@@ -65,6 +66,8 @@ type Services struct {
 	BlockFileTransfer        bool
 	BlockReversePortForwards bool
 	BlockLocalPortForwards   bool
+	// NoDevcontainers switches off what the HTTP API tells of containers.
+	NoDevcontainers bool
 	// StopTimeout is what all stop scripts together may take; 0 means a minute.
 	StopTimeout time.Duration
 }
@@ -75,6 +78,18 @@ type Mesh struct {
 	ListenPort uint16
 	// RelayOnly keeps to the relay even if the server allows direct paths.
 	RelayOnly bool
+	// Debug lets the mesh log all it does, whatever the level of Log.
+	Debug bool
+}
+
+// Debug lists where this machine can look into the agent: host:port of loopback, or unix:PATH. Empty
+// means nowhere.
+type Debug struct {
+	Pprof string
+	// Prometheus may be an address that others reach.
+	Prometheus string
+	// Status shows what the HTTP API on the mesh has under /debug.
+	Status string
 }
 
 var (

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/berthd/berth/tailnet"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
+	"github.com/berthd/berth/wire/tailnetpb"
 )
 
 // mesh holds the node while it is up. The node outlives links; what a link runs on it is counted,
@@ -74,7 +76,7 @@ func (a *agent) runNode(ctx context.Context) error {
 		TLS:             a.cfg.Server.TLS,
 		Header:          func() http.Header { return a.cfg.Server.Header.Clone() },
 		ForceWebsocket:  m.GetDerpForceWebsockets(),
-		Log:             a.log.With("part", "tailnet"),
+		Log:             slog.New(verbose{a.log.Handler(), &a.meshDebug}).With("part", "tailnet"),
 	})
 	if err != nil {
 		return fmt.Errorf("cannot make the mesh node: %w", err)
@@ -137,6 +139,20 @@ func (a *agent) announceJoin(ctx context.Context, node *tailnet.Node) {
 		case <-tick.C:
 		}
 	}
+}
+
+// self is what peers are told of the node; nil before there is one, and after.
+func (a *agent) self() (self *tailnetpb.Node) {
+	select {
+	case <-a.mesh.come:
+	default:
+		return nil
+	}
+	_ = a.mesh.value.use(context.Background(), func(_ context.Context, n *tailnet.Node) error {
+		self = n.Self()
+		return nil
+	})
+	return self
 }
 
 // showMesh describes the node and its peers for people.

@@ -272,6 +272,9 @@ func (s Spec) Cmd(ctx context.Context) *exec.Cmd {
 	return cmd
 }
 
+// Installed tells whether there is a program to start.
+func (s Spec) Installed() bool { return isExecutable(s.program()) }
+
 // program finds Argv[0] in the PATH that the command will have, which is not this process's.
 func (s Spec) program() string {
 	name := s.Argv[0]

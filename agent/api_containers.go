@@ -1,0 +1,195 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/google/uuid"
+
+	"github.com/berthd/berth/wire"
+)
+
+const (
+	// containerPoll is how often containers are listed while somebody watches them.
+	containerPoll = 10 * time.Second
+	// maxWatchers bounds the watches at one time; each lists the containers for itself.
+	maxWatchers = 32
+)
+
+const pathContainers = "/api/v0/containers"
+
+// routeContainers adds what is known of containers. Switched off, only the list itself says so: the
+// rest is not there.
+func (a *api) routeContainers(mux *http.ServeMux) {
+	if refusal := a.containers.refusal; refusal != "" {
+		mux.HandleFunc("GET "+pathContainers, func(w http.ResponseWriter, _ *http.Request) {
+			writeError(w, http.StatusForbidden, refusal, nil)
+		})
+		return
+	}
+	mux.HandleFunc("GET "+pathContainers, a.listContainers)
+	mux.HandleFunc("GET "+pathContainers+"/watch", a.watchContainers)
+	mux.HandleFunc("POST "+pathContainers+"/devcontainers/{id}/recreate", a.recreateDevcontainer)
+	mux.HandleFunc("DELETE "+pathContainers+"/devcontainers/{id}", a.deleteDevcontainer)
+}
+
+// firstContainers lists the containers, or answers why that cannot be done.
+func (a *api) firstContainers(w http.ResponseWriter, r *http.Request) (wire.Containers, bool) {
+	list, err := a.containers.get(r.Context())
+	if err != nil {
+		a.log.Warn("cannot list containers", "error", err)
+		writeError(w, http.StatusInternalServerError, "Could not get containers", err)
+		return wire.Containers{}, false
+	}
+	return list, true
+}
+
+func (a *api) listContainers(w http.ResponseWriter, r *http.Request) {
+	if list, ok := a.firstContainers(w, r); ok {
+		writeJSON(w, http.StatusOK, list)
+	}
+}
+
+// watchContainers sends the list at once and whenever it has changed, each as a text message.
+func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
+	a.work.Add(1)
+	defer a.work.Done()
+	defer a.watchers.Add(-1)
+	if a.watchers.Add(1) > maxWatchers {
+		writeError(w, http.StatusServiceUnavailable, "Too many watch the containers already.", nil)
+		return
+	}
+	changed := a.containers.changes()
+	list, ok := a.firstContainers(w, r)
+	if !ok {
+		return
+	}
+	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionNoContextTakeover})
+	if err != nil {
+		return // it has been answered
+	}
+	defer conn.CloseNow()
+	// A stop must not cut the connection before it was said goodbye on.
+	ctx, cancel := context.WithCancelCause(conn.CloseRead(context.WithoutCancel(r.Context())))
+	defer cancel(nil)
+	defer context.AfterFunc(r.Context(), func() { cancel(errStopping) })()
+	a.work.Go(func() { probe(ctx, conn, cancel) })
+
+	tick := time.NewTicker(containerPoll)
+	defer tick.Stop()
+	var last []byte
+	for {
+		message, err := json.Marshal(list)
+		if err != nil {
+			a.log.Error("cannot encode the containers", "error", err)
+			return
+		}
+		if message = append(message, '\n'); !bytes.Equal(message, last) {
+			if err := write(ctx, conn, message); err != nil {
+				return
+			}
+			last = message
+		}
+		select {
+		case <-ctx.Done():
+			if why := context.Cause(ctx); errors.Is(why, errNoAnswer) || errors.Is(why, errStopping) {
+				conn.Close(websocket.StatusGoingAway, why.Error())
+			}
+			return
+		case <-changed:
+		case <-tick.C:
+		}
+		changed = a.containers.changes()
+		if next, err := a.containers.get(ctx); err == nil {
+			list = next
+		}
+	}
+}
+
+// Why a WebSocket is ended from this side.
+var (
+	errNoAnswer = errors.New("liveness probe failed")
+	errStopping = errors.New("the agent stops")
+)
+
+// probe pings the other side, and ends the connection when it does not answer.
+func probe(ctx context.Context, conn *websocket.Conn, end context.CancelCauseFunc) {
+	tick := time.NewTicker(wire.PingInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		pingCtx, cancel := context.WithTimeout(ctx, wire.PingInterval)
+		err := conn.Ping(pingCtx)
+		cancel()
+		if err != nil {
+			end(errNoAnswer)
+			return
+		}
+	}
+}
+
+// write sends one message to a peer that may have stopped reading.
+func write(ctx context.Context, conn *websocket.Conn, message []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	return conn.Write(ctx, websocket.MessageText, message)
+}
+
+// findDevcontainer returns the dev container that a path names, or answers that there is none.
+func (a *api) findDevcontainer(w http.ResponseWriter, r *http.Request) (wire.Devcontainer, bool) {
+	list, ok := a.firstContainers(w, r)
+	if !ok {
+		return wire.Devcontainer{}, false
+	}
+	if id, err := uuid.Parse(r.PathValue("id")); err == nil {
+		for _, d := range list.Devcontainers {
+			if d.ID == id {
+				return d, true
+			}
+		}
+	}
+	writeError(w, http.StatusNotFound, "Devcontainer not found.", nil)
+	return wire.Devcontainer{}, false
+}
+
+func (a *api) recreateDevcontainer(w http.ResponseWriter, r *http.Request) {
+	d, ok := a.findDevcontainer(w, r)
+	if !ok {
+		return
+	}
+	switch err := a.containers.recreate(d); {
+	case errors.Is(err, errTransitioning):
+		writeError(w, http.StatusConflict, "Unable to recreate transitioning devcontainer", nil)
+	case err != nil:
+		a.log.Warn("cannot recreate a dev container", "name", d.Name, "error", err)
+		writeError(w, http.StatusInternalServerError, "Unable to recreate devcontainer", err)
+	default:
+		writeJSON(w, http.StatusAccepted, wire.Error{
+			Message: "Devcontainer recreation initiated",
+			Detail:  `Recreation process for devcontainer "` + d.Name + `" has started.`,
+		})
+	}
+}
+
+// deleteDevcontainer refuses: berthd asks container engines for lists only. An API that asks nobody
+// for a credential is no place to remove containers from.
+func (a *api) deleteDevcontainer(w http.ResponseWriter, r *http.Request) {
+	d, ok := a.findDevcontainer(w, r)
+	switch {
+	case !ok:
+	case d.Status == devcontainerStarting:
+		writeError(w, http.StatusConflict, "Unable to delete transitioning devcontainer", nil)
+	default:
+		writeError(w, http.StatusInternalServerError, "Unable to delete devcontainer",
+			errors.New("berthd lists containers and removes none: remove it with the engine's own command, in the workspace"))
+	}
+}
