@@ -44,7 +44,7 @@ func (s *Server) addAppStatus(ctx context.Context, a store.Agent, req wire.Patch
 		return bad("Failed to get workspace app.", fmt.Sprintf("No app found with slug %q", short(req.AppSlug)))
 	}
 	err := s.store.AddAppStatus(ctx, wire.AppStatus{
-		ID: uuid.New(), CreatedAt: time.Now().UTC(), WorkspaceID: workspaceID(a), AgentID: a.ID, AppID: a.Apps[i].ID,
+		ID: uuid.New(), CreatedAt: time.Now().UTC(), WorkspaceID: a.WorkspaceID(), AgentID: a.ID, AppID: a.Apps[i].ID,
 		State: req.State, Message: statusText(req.Message), URI: statusURI(req.URI),
 	})
 	if err != nil {

@@ -33,6 +33,10 @@ func (s *Server) getBerthAgents(w http.ResponseWriter, r *http.Request) {
 		writeError(w, internalError(err))
 		return
 	}
+	names := make(map[uuid.UUID]string, len(agents))
+	for _, a := range agents {
+		names[a.ID] = a.Name
+	}
 	now := time.Now()
 	rows := make([]wire.AgentSummary, 0, len(agents))
 	for _, a := range agents {
@@ -40,6 +44,9 @@ func (s *Server) getBerthAgents(w http.ResponseWriter, r *http.Request) {
 		row := wire.AgentSummary{
 			ID: a.ID, Name: a.Name, Status: status(a, st, now), LifecycleState: lifecycle(st),
 			Version: st.Version, CreatedAt: a.CreatedAt, LastSeenAt: st.LastConnectedAt,
+		}
+		if a.IsSubAgent() {
+			row.Name = names[a.ParentID] + "." + a.Name
 		}
 		if a.Instance != nil {
 			row.InstanceID = a.Instance.ID

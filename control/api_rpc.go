@@ -72,7 +72,7 @@ func (s *Server) getRPC(w http.ResponseWriter, r *http.Request, agent caller) {
 	}
 	log.Info("agent connected", "version", version)
 
-	handler, err := services(log,
+	handler, err := services(log, version,
 		&agentService{Server: s, id: agent.ID, version: version},
 		&tailnetService{Server: s, peer: coordinator.Peer{ID: agent.ID, Auth: coordinator.AgentAuth(agent.ID)}})
 	if err != nil {
@@ -93,7 +93,7 @@ func (s *Server) getRPC(w http.ResponseWriter, r *http.Request, agent caller) {
 
 // services makes the handler of a session. Every method of both services is registered, so that what
 // is not served answers "unimplemented" rather than with a protocol error that stock peers misread.
-func services(log *slog.Logger, agent agentpb.DRPCAgentServer, tailnet tailnetpb.DRPCTailnetServer) (drpc.Handler, error) {
+func services(log *slog.Logger, version wire.Version, agent agentpb.DRPCAgentServer, tailnet tailnetpb.DRPCTailnetServer) (drpc.Handler, error) {
 	mux := drpcmux.New()
 	if err := agentpb.DRPCRegisterAgent(mux, agent); err != nil {
 		return nil, fmt.Errorf("cannot register the agent service: %w", err)
@@ -101,13 +101,15 @@ func services(log *slog.Logger, agent agentpb.DRPCAgentServer, tailnet tailnetpb
 	if err := tailnetpb.DRPCRegisterTailnet(mux, tailnet); err != nil {
 		return nil, fmt.Errorf("cannot register the tailnet service: %w", err)
 	}
-	return &guard{mux, log}, nil
+	return &guard{mux, version, log}, nil
 }
 
-// guard keeps a call that panics from taking the server with it.
+// guard answers what the version of a session lacks, and keeps a call that panics from taking the
+// server with it.
 type guard struct {
-	next drpc.Handler
-	log  *slog.Logger
+	next    drpc.Handler
+	version wire.Version
+	log     *slog.Logger
 }
 
 // HandleRPC implements [drpc.Handler].
@@ -118,6 +120,10 @@ func (g *guard) HandleRPC(stream drpc.Stream, name string) (err error) {
 			err = errors.New("internal server error; the server's log has more")
 		}
 	}()
+	// What no version has is for the mux to refuse.
+	if wire.CurrentVersion.HasMethod(name) && !g.version.HasMethod(name) {
+		return rpc.ErrUnimplemented
+	}
 	err = g.next.HandleRPC(stream, name)
 	if err != nil {
 		g.log.Debug("a call failed", "rpc", name, "err", err)
@@ -125,19 +131,32 @@ func (g *guard) HandleRPC(stream drpc.Stream, name string) (err error) {
 	return err
 }
 
-// getCoordinate is a client's link: the tailnet service, with which it may reach one agent.
+// getCoordinate is a client's link to one agent: the tailnet service, with which it may reach that one.
 func (s *Server) getCoordinate(w http.ResponseWriter, r *http.Request, agent store.Agent) {
 	if err := s.store.Ping(r.Context()); err != nil {
 		writeError(w, &wire.Error{StatusCode: http.StatusInternalServerError, Message: "database not reachable", Detail: err.Error()})
 		return
 	}
-	if _, ok := requestedVersion(w, r, "1.0"); !ok {
+	s.clientLink(w, r, "1.0", agent.ID, coordinator.ClientAuth(agent.ID))
+}
+
+// getTailnet is a client's link to all agents that its user may reach, which here is all there are.
+func (s *Server) getTailnet(w http.ResponseWriter, r *http.Request) {
+	s.clientLink(w, r, wire.OldestVersion.String(), s.id, coordinator.UserAuth(s.reachable))
+}
+
+// clientLink serves the tailnet service to a client until either side ends it. absent is the version of
+// a caller that names none, audience what its resume tokens are for.
+func (s *Server) clientLink(w http.ResponseWriter, r *http.Request, absent string, audience uuid.UUID, auth coordinator.Auth) {
+	version, ok := requestedVersion(w, r, absent)
+	if !ok {
 		return
 	}
-	peer, err := s.resume(r.URL.Query().Get("resume_token"), agent.ID)
+	peer, err := s.resume(r.URL.Query().Get("resume_token"), audience)
 	if err != nil {
+		s.log.Debug("refused a resume token", "err", err)
 		const invalid = "Invalid resume token"
-		writeError(w, &wire.Error{StatusCode: http.StatusUnauthorized, Message: invalid, Detail: err.Error(),
+		writeError(w, &wire.Error{StatusCode: http.StatusUnauthorized, Message: invalid,
 			Validations: []wire.Validation{{Field: "resume_token", Detail: invalid}}})
 		return
 	}
@@ -148,11 +167,12 @@ func (s *Server) getCoordinate(w http.ResponseWriter, r *http.Request, agent sto
 		return
 	}
 	defer conn.CloseNow()
-	log := s.log.With("client", peer, "agent", agent.Name)
-	handler, err := services(log, &agentpb.DRPCAgentUnimplementedServer{}, &tailnetService{
+	log := s.log.With("client", peer, "for", audience)
+	handler, err := services(log, version, &agentpb.DRPCAgentUnimplementedServer{}, &tailnetService{
 		Server: s,
-		peer:   coordinator.Peer{ID: peer, Auth: coordinator.ClientAuth(agent.ID)},
-		token:  func() (*tailnetpb.RefreshResumeTokenResponse, error) { return s.resumeToken(peer, agent.ID) },
+		peer:   coordinator.Peer{ID: peer, Auth: auth},
+		client: true,
+		token:  func() (*tailnetpb.RefreshResumeTokenResponse, error) { return s.resumeToken(peer, audience) },
 	})
 	if err != nil {
 		s.failSocket(conn, err.Error())

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,26 +43,34 @@ func (s *Server) Reload(ctx context.Context) error {
 	}
 	s.file.reading.Lock()
 	defer s.file.reading.Unlock()
-	text, err := readFile(s.file.path)
+	text, err := readFile(s.file.path, maxConfig)
 	if err != nil {
 		return fmt.Errorf("cannot read the configuration file: %w", err)
 	}
 	declared, err := parseConfig(text)
+	if err == nil {
+		err = declared.readSecrets()
+	}
 	if err != nil {
 		return fmt.Errorf("cannot use the configuration file %s: %w", s.file.path, err)
 	}
-	return s.apply(ctx, declared)
+	if err := s.apply(ctx, declared.agents); err != nil {
+		return err
+	}
+	s.banners.Store(&declared.banners)
+	return nil
 }
 
-func readFile(path string) ([]byte, error) {
+// readFile reads a file of at most limit bytes.
+func readFile(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err == nil && len(text) > maxConfig {
-		err = fmt.Errorf("%s is longer than %d MiB", path, maxConfig>>20)
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = fmt.Errorf("%s is longer than %d KiB", path, limit>>10)
 	}
 	return text, err
 }
@@ -75,7 +84,9 @@ func (s *Server) apply(ctx context.Context, declared []declaration) error {
 	}
 	byName := make(map[string]store.Agent, len(existing))
 	for _, a := range existing {
-		byName[strings.ToLower(a.Name)] = a
+		if !a.IsSubAgent() { // those are named within their workspace
+			byName[strings.ToLower(a.Name)] = a
+		}
 	}
 	known := make(map[uuid.UUID]store.Agent, len(existing))
 	for _, a := range existing {
@@ -144,7 +155,7 @@ func (s *Server) watchConfig(ctx context.Context) error {
 		s.log.Warn("cannot watch the configuration file; reload it by SIGHUP", "err", err)
 		return nil
 	}
-	last, _ := readFile(s.file.path) // what cannot be read counts as changed
+	last, _ := readFile(s.file.path, maxConfig) // what cannot be read counts as changed
 	timer := time.NewTimer(settle)
 	timer.Stop()
 	defer timer.Stop()
@@ -164,7 +175,7 @@ func (s *Server) watchConfig(ctx context.Context) error {
 			s.log.Warn("watching the configuration file", "err", err)
 			timer.Reset(settle)
 		case <-timer.C:
-			text, err := readFile(s.file.path)
+			text, err := readFile(s.file.path, maxConfig)
 			if err == nil && bytes.Equal(text, last) {
 				continue
 			}
@@ -184,7 +195,12 @@ func (s *Server) watchConfig(ctx context.Context) error {
 // What the file holds, as it is written. See docs/config.md.
 type (
 	fileConfig struct {
-		Agents []fileAgent `yaml:"agents"`
+		Agents  []fileAgent  `yaml:"agents"`
+		Banners []fileBanner `yaml:"banners"`
+	}
+	fileBanner struct {
+		Message string `yaml:"message"`
+		Color   string `yaml:"color"`
 	}
 	fileAgent struct {
 		Name        string            `yaml:"name"`
@@ -198,6 +214,27 @@ type (
 		Apps        []fileApp         `yaml:"apps"`
 		Scripts     []fileScript      `yaml:"scripts"`
 		Metadata    []fileMetadata    `yaml:"metadata"`
+
+		Devcontainers   []fileDevcontainer `yaml:"devcontainers"`
+		Secrets         []fileSecret       `yaml:"secrets"`
+		Resources       *fileResources     `yaml:"resources"`
+		MaxShare        string             `yaml:"max_share"`
+		VSCodePortProxy string             `yaml:"vscode_port_proxy"`
+	}
+	fileDevcontainer struct {
+		Name            string `yaml:"name"`
+		WorkspaceFolder string `yaml:"workspace_folder"`
+		ConfigPath      string `yaml:"config_path"`
+	}
+	fileSecret struct {
+		Env       string `yaml:"env"`
+		File      string `yaml:"file"`
+		Value     string `yaml:"value"`
+		ValueFile string `yaml:"value_file"`
+	}
+	fileResources struct {
+		Memory  bool     `yaml:"memory"`
+		Volumes []string `yaml:"volumes"`
 	}
 	fileInstance struct {
 		Provider string `yaml:"provider"`
@@ -239,6 +276,12 @@ type (
 	}
 )
 
+// declarations are what a file says, checked.
+type declarations struct {
+	agents  []declaration
+	banners []fileBanner
+}
+
 // declaration is an agent of the file, checked.
 type declaration struct {
 	name string
@@ -246,12 +289,35 @@ type declaration struct {
 	file fileAgent
 }
 
+// maxSecret in bytes: all that an agent is told at once has to fit into one RPC message.
+const maxSecret = 64 << 10
+
+// readSecrets reads those secrets that stand in files of their own.
+func (d declarations) readSecrets() error {
+	for _, agent := range d.agents {
+		for i, secret := range agent.file.Secrets {
+			if secret.ValueFile == "" {
+				continue
+			}
+			value, err := readFile(secret.ValueFile, maxSecret)
+			if err != nil {
+				return fmt.Errorf("cannot read a secret of agent %q: %w", agent.name, err)
+			}
+			agent.file.Secrets[i].Value = strings.TrimSuffix(string(value), "\n")
+		}
+	}
+	return nil
+}
+
 // spec is what the agent is to do. Ids of its parts follow from its own and their names, so that they
 // stay the same whatever else changes.
 func (d declaration) spec(id uuid.UUID) store.Spec {
 	derive := func(kind, name string) uuid.UUID { return uuid.NewSHA1(id, []byte(kind+":"+name)) }
 	f := d.file
-	spec := store.Spec{OS: f.OS, Arch: f.Arch, Directory: f.Directory, MOTD: f.MOTD}
+	spec := store.Spec{
+		OS: f.OS, Arch: f.Arch, Directory: f.Directory, MOTD: f.MOTD,
+		MaxShare: store.Share(f.MaxShare), VSCodePortProxy: f.VSCodePortProxy,
+	}
 	if len(f.Environment) > 0 {
 		spec.Environment = f.Environment
 	}
@@ -274,6 +340,18 @@ func (d declaration) spec(id uuid.UUID) store.Spec {
 			DisplayName: script.DisplayName, Script: script.Script, LogPath: script.LogPath, Cron: script.Cron,
 			RunOnStart: script.RunOnStart, RunOnStop: script.RunOnStop, StartBlocksLogin: script.BlocksLogin, Timeout: script.Timeout,
 		})
+	}
+	for _, dev := range f.Devcontainers {
+		spec.Devcontainers = append(spec.Devcontainers, store.Devcontainer{
+			ID: derive("devcontainer", dev.Name), LogSourceID: derive("log devcontainer", dev.Name),
+			Name: dev.Name, WorkspaceFolder: dev.WorkspaceFolder, ConfigPath: dev.ConfigPath,
+		})
+	}
+	for _, secret := range f.Secrets {
+		spec.Secrets = append(spec.Secrets, store.Secret{Env: secret.Env, File: secret.File, Value: store.Sealed(secret.Value)})
+	}
+	if r := f.Resources; r != nil {
+		spec.Resources = &store.Resources{Memory: r.Memory, Volumes: r.Volumes}
 	}
 	for _, m := range f.Metadata {
 		spec.Metadata = append(spec.Metadata, store.Metadata{
@@ -330,23 +408,24 @@ var unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
 
 // parseConfig reads a file. Unknown keys, keys or names given twice, and values that cannot be are
 // errors with their lines; all of them are reported at once.
-func parseConfig(text []byte) ([]declaration, error) {
+func parseConfig(text []byte) (declarations, error) {
 	var root yaml.Node
 	if err := yaml.Unmarshal(text, &root); err != nil {
-		return nil, plainYAML(err)
+		return declarations{}, plainYAML(err)
 	}
 	var file fileConfig
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	dec.KnownFields(true)
 	if err := dec.Decode(&file); err != nil && !errors.Is(err, io.EOF) {
-		return nil, plainYAML(err)
+		return declarations{}, plainYAML(err)
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return nil, errors.New("more than one YAML document; put all agents into one")
+		return declarations{}, errors.New("more than one YAML document; put all agents into one")
 	}
 	m := &mistakes{root: &root}
 	names, ids := map[string]bool{}, map[uuid.UUID]bool{}
-	var declared []declaration
+	declared := declarations{banners: file.Banners}
+	m.checkBanners(file.Banners)
 	for i, f := range file.Agents {
 		d := declaration{name: f.Name, file: f}
 		switch {
@@ -370,7 +449,7 @@ func parseConfig(text []byte) ([]declaration, error) {
 			ids[id] = true
 		}
 		m.checkAgent(f, "agents", i)
-		declared = append(declared, d)
+		declared.agents = append(declared.agents, d)
 	}
 	return declared, errors.Join(m.found...)
 }
@@ -452,5 +531,61 @@ func (m *mistakes) checkAgent(f fileAgent, path ...any) {
 			at("metadata intervals and timeouts are whole seconds", nil, "metadata", i)
 		}
 		keys[d.Key] = true
+	}
+	m.checkExtras(f, at)
+}
+
+// shares are the words for who may open an app.
+var shares = []string{string(store.ShareOwner), string(store.ShareOrganization), string(store.ShareAuthenticated), string(store.SharePublic)}
+
+func (m *mistakes) checkExtras(f fileAgent, at func(string, []any, ...any)) {
+	names := map[string]bool{}
+	for i, d := range f.Devcontainers {
+		switch {
+		case d.Name == "" || d.WorkspaceFolder == "":
+			at("a dev container needs a name and a workspace_folder", nil, "devcontainers", i)
+		case names[d.Name]:
+			at("dev container %q is there twice", []any{d.Name}, "devcontainers", i, "name")
+		}
+		names[d.Name] = true
+	}
+	for i, secret := range f.Secrets {
+		switch {
+		case secret.Env == "" && secret.File == "":
+			at("a secret needs an env or a file, to say where it goes", nil, "secrets", i)
+		case secret.Env != "" && !envName.MatchString(secret.Env):
+			at("%q is no name of an environment variable", []any{secret.Env}, "secrets", i, "env")
+		case (secret.Value == "") == (secret.ValueFile == ""):
+			at("a secret needs either a value or a value_file", nil, "secrets", i)
+		case len(secret.Value) > maxSecret:
+			at("a secret has at most %d bytes", []any{maxSecret}, "secrets", i)
+		}
+	}
+	if r := f.Resources; r != nil {
+		for i, volume := range r.Volumes {
+			if !strings.HasPrefix(volume, "/") {
+				at("volume %q: give the absolute path of a mount point", []any{volume}, "resources", "volumes", i)
+			}
+		}
+	}
+	if f.MaxShare != "" && !slices.Contains(shares, f.MaxShare) {
+		at("max_share %q: use one of %s", []any{f.MaxShare, strings.Join(shares, ", ")}, "max_share")
+	}
+	if f.VSCodePortProxy != "" && !strings.Contains(f.VSCodePortProxy, "{{port}}") {
+		at("vscode_port_proxy %q: {{port}} must stand where the port goes", []any{f.VSCodePortProxy}, "vscode_port_proxy")
+	}
+}
+
+// color is what a terminal or a page can make of a CSS colour.
+var color = regexp.MustCompile(`^(#([0-9A-Fa-f]{3}|[0-9A-Fa-f]{6})|[A-Za-z]+)$`)
+
+func (m *mistakes) checkBanners(banners []fileBanner) {
+	for i, b := range banners {
+		switch {
+		case b.Message == "" || len(b.Message) > maxText:
+			m.at("a banner needs a message of at most %d bytes", []any{maxText}, "banners", i)
+		case b.Color != "" && !color.MatchString(b.Color):
+			m.at("banner color %q: use #rrggbb or the name of a color", []any{b.Color}, "banners", i, "color")
+		}
 	}
 }

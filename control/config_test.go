@@ -22,25 +22,36 @@ import (
 
 func TestConfigMistakes(t *testing.T) {
 	for name, tt := range map[string]struct{ text, want string }{
-		"unknown key":       {"agents:\n  - name: a\n    colour: red\n", "line 3: unknown key colour"},
-		"key twice":         {"agents:\n  - name: a\n    name: b\n", `line 3: mapping key "name" already defined at line 2`},
-		"no YAML":           {"agents: [", "line 1: did not find expected node content"},
-		"wrong type":        {"agents:\n  - name: a\n    apps: 3\n", "line 3: cannot unmarshal"},
-		"two documents":     {"agents: []\n---\nagents: []\n", "more than one YAML document"},
-		"no name":           {"agents:\n  - directory: /x\n", "line 2: an agent needs a name"},
-		"bad name":          {"agents:\n  - name: a b\n", `line 2: agent name "a b"`},
-		"name twice":        {"agents:\n  - name: a\n  - name: A\n", `line 3: agent name "A" is used twice`},
-		"bad id":            {"agents:\n  - name: a\n    id: 7\n", `line 3: agent id "7" is not a UUID`},
-		"bad duration":      {"agents:\n  - name: a\n    scripts:\n      - {display_name: s, script: x, run_on_start: true, timeout: soon}\n", "line 4: cannot unmarshal"},
-		"idle script":       {"agents:\n  - name: a\n    scripts:\n      - {display_name: s, script: x}\n", `line 4: script "s" never runs`},
-		"bad cron":          {"agents:\n  - name: a\n    scripts:\n      - display_name: s\n        script: x\n        cron: '* *'\n", `line 6: cron "* *"`},
-		"bad slug":          {"agents:\n  - name: a\n    apps:\n      - slug: 'x/y'\n", `line 4: app slug "x/y"`},
-		"slug twice":        {"agents:\n  - name: a\n    apps:\n      - slug: x\n      - slug: x\n", `line 5: app slug "x" is used twice`},
-		"health check":      {"agents:\n  - name: a\n    apps:\n      - slug: x\n        healthcheck: {url: http://x}\n", "line 5: a health check needs"},
-		"unknown cloud":     {"agents:\n  - name: a\n    instance: {provider: moon, id: i}\n", `line 3: instance provider "moon"`},
-		"bad variable":      {"agents:\n  - name: a\n    environment: {'A=B': c}\n", `line 3: "A=B" is no name`},
-		"fraction interval": {"agents:\n  - name: a\n    metadata:\n      - {key: k, script: x, interval: 1500ms}\n", "line 4: metadata intervals"},
-		"two at once":       {"agents:\n  - directory: /x\n  - name: '-'\n", "line 2: an agent needs a name\nline 3: "},
+		"unknown key":         {"agents:\n  - name: a\n    colour: red\n", "line 3: unknown key colour"},
+		"key twice":           {"agents:\n  - name: a\n    name: b\n", `line 3: mapping key "name" already defined at line 2`},
+		"no YAML":             {"agents: [", "line 1: did not find expected node content"},
+		"wrong type":          {"agents:\n  - name: a\n    apps: 3\n", "line 3: cannot unmarshal"},
+		"two documents":       {"agents: []\n---\nagents: []\n", "more than one YAML document"},
+		"no name":             {"agents:\n  - directory: /x\n", "line 2: an agent needs a name"},
+		"bad name":            {"agents:\n  - name: a b\n", `line 2: agent name "a b"`},
+		"name twice":          {"agents:\n  - name: a\n  - name: A\n", `line 3: agent name "A" is used twice`},
+		"bad id":              {"agents:\n  - name: a\n    id: 7\n", `line 3: agent id "7" is not a UUID`},
+		"bad duration":        {"agents:\n  - name: a\n    scripts:\n      - {display_name: s, script: x, run_on_start: true, timeout: soon}\n", "line 4: cannot unmarshal"},
+		"idle script":         {"agents:\n  - name: a\n    scripts:\n      - {display_name: s, script: x}\n", `line 4: script "s" never runs`},
+		"bad cron":            {"agents:\n  - name: a\n    scripts:\n      - display_name: s\n        script: x\n        cron: '* *'\n", `line 6: cron "* *"`},
+		"bad slug":            {"agents:\n  - name: a\n    apps:\n      - slug: 'x/y'\n", `line 4: app slug "x/y"`},
+		"slug twice":          {"agents:\n  - name: a\n    apps:\n      - slug: x\n      - slug: x\n", `line 5: app slug "x" is used twice`},
+		"health check":        {"agents:\n  - name: a\n    apps:\n      - slug: x\n        healthcheck: {url: http://x}\n", "line 5: a health check needs"},
+		"unknown cloud":       {"agents:\n  - name: a\n    instance: {provider: moon, id: i}\n", `line 3: instance provider "moon"`},
+		"bad variable":        {"agents:\n  - name: a\n    environment: {'A=B': c}\n", `line 3: "A=B" is no name`},
+		"fraction interval":   {"agents:\n  - name: a\n    metadata:\n      - {key: k, script: x, interval: 1500ms}\n", "line 4: metadata intervals"},
+		"dev container":       {"agents:\n  - name: a\n    devcontainers:\n      - name: x\n", "line 4: a dev container needs"},
+		"dev container twice": {"agents:\n  - name: a\n    devcontainers:\n      - {name: x, workspace_folder: /x}\n      - {name: x, workspace_folder: /y}\n", `line 5: dev container "x" is there twice`},
+		"secret for nobody":   {"agents:\n  - name: a\n    secrets:\n      - value: x\n", "line 4: a secret needs an env or a file"},
+		"secret variable":     {"agents:\n  - name: a\n    secrets:\n      - {env: 'A B', value: x}\n", `line 4: "A B" is no name`},
+		"secret of nothing":   {"agents:\n  - name: a\n    secrets:\n      - {env: A}\n", "line 4: a secret needs either a value"},
+		"secret too long":     {"agents:\n  - name: a\n    secrets:\n      - {env: A, value: " + strings.Repeat("x", maxSecret+1) + "}\n", "line 4: a secret has at most"},
+		"volume":              {"agents:\n  - name: a\n    resources: {volumes: [home]}\n", `line 3: volume "home"`},
+		"share":               {"agents:\n  - name: a\n    max_share: all\n", `line 3: max_share "all"`},
+		"port proxy":          {"agents:\n  - name: a\n    vscode_port_proxy: https://x\n", `line 3: vscode_port_proxy "https://x"`},
+		"banner":              {"banners:\n  - color: red\n", "line 2: a banner needs a message"},
+		"banner color":        {"banners:\n  - {message: x, color: 'red;'}\n", `line 2: banner color "red;"`},
+		"two at once":         {"agents:\n  - directory: /x\n  - name: '-'\n", "line 2: an agent needs a name\nline 3: "},
 	} {
 		if _, err := parseConfig([]byte(tt.text)); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", name, err, tt.want)
@@ -50,7 +61,7 @@ func TestConfigMistakes(t *testing.T) {
 
 func TestConfigOfNothing(t *testing.T) {
 	for _, text := range []string{"", "# nothing\n", "agents:\n", "agents: []\n"} {
-		if declared, err := parseConfig([]byte(text)); err != nil || len(declared) != 0 {
+		if declared, err := parseConfig([]byte(text)); err != nil || len(declared.agents) != 0 {
 			t.Errorf("%q: %v, %v", text, declared, err)
 		}
 	}
@@ -83,7 +94,7 @@ func FuzzConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, d := range declared {
+		for _, d := range declared.agents {
 			if !validName(d.name) {
 				t.Errorf("agent name %q passed", d.name)
 			}

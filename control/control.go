@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -81,7 +82,9 @@ type Server struct {
 	relayMap    *wire.DERPMap
 	links       links
 	peers       *peers
+	workspaces  *workspaces
 	file        *configFile
+	banners     atomic.Pointer[[]fileBanner] // of the configuration file; nil without one
 	handler     http.Handler
 
 	// stopping ends every connection that outlives its request; active counts them.
@@ -142,6 +145,7 @@ func New(ctx context.Context, config Config) (_ *Server, err error) {
 	}
 	s.relayMap = embeddedRelayMap(config.AccessURL, stunPort)
 	s.peers = newPeers(s)
+	s.workspaces = newWorkspaces()
 	if config.ConfigFile != "" {
 		s.file = &configFile{path: config.ConfigFile}
 		if err := s.Reload(ctx); err != nil {
@@ -172,6 +176,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.watchRevoked(groupCtx) })
+	group.Go(func() error { return s.watchWorkspaces(groupCtx) })
 	group.Go(func() error { return s.peers.run(groupCtx) })
 	if s.file != nil {
 		group.Go(func() error { return s.watchConfig(groupCtx) })

@@ -88,6 +88,9 @@ func (s *Server) agentByToken(ctx context.Context, token wire.Secret) (store.Age
 		return store.Agent{}, "", err
 	}
 	agent, err := s.store.Agent(ctx, t.AgentID)
+	if err == nil && agent.IsSubAgent() {
+		_, err = s.store.Agent(ctx, agent.ParentID) // without its parent it is nothing
+	}
 	return agent, store.TokenHash(token), err
 }
 
@@ -268,15 +271,22 @@ func keepAlive(ctx context.Context, conn *websocket.Conn) {
 // come back: a server that stops says so. It has no context: one that ends would cut the connection
 // before anything could be said.
 func (s *Server) byteStream(conn *websocket.Conn) net.Conn {
-	return &byteStream{websocket.NetConn(context.Background(), conn, websocket.MessageBinary), func() error { return s.closeSocket(conn) }}
+	return &byteStream{websocket.NetConn(context.Background(), conn, websocket.MessageBinary), s, conn}
 }
 
 type byteStream struct {
 	net.Conn
-	close func() error
+	server *Server
+	socket *websocket.Conn
 }
 
-func (b *byteStream) Close() error { return b.close() }
+// Close ends the WebSocket in order.
+func (b *byteStream) Close() error { return b.server.closeSocket(b.socket) }
+
+// Fail ends it because of what came over it.
+func (b *byteStream) Fail(reason string) error {
+	return b.socket.Close(websocket.StatusInternalError, closeReason(reason))
+}
 
 // closeSocket ends a WebSocket in order; it takes at most 10 s with a peer that does not answer.
 func (s *Server) closeSocket(conn *websocket.Conn) error {

@@ -178,14 +178,6 @@ func TestUnimplemented(t *testing.T) {
 			_, err = stream.Recv()
 			return err
 		},
-		"agent: sub agent": func() error {
-			_, err := agent.agent.CreateSubAgent(t.Context(), &agentpb.CreateSubAgentRequest{})
-			return err
-		},
-		"agent: context": func() error {
-			_, err := agent.agent.PushContextState(t.Context(), &agentpb.PushContextStateRequest{})
-			return err
-		},
 		"client: manifest": func() error {
 			_, err := client.agent.GetManifest(t.Context(), &agentpb.GetManifestRequest{})
 			return err
@@ -248,20 +240,6 @@ func TestReports(t *testing.T) {
 	_, err = l.agent.ReportConnection(ctx, &agentpb.ReportConnectionRequest{Connection: &agentpb.Connection{
 		Id: m.GetAgentId(), Action: agentpb.Connection_CONNECT, Type: agentpb.Connection_SSH, Timestamp: timestamppb.Now(), Ip: "localhost"}})
 	ok("connection", err)
-	_, err = l.agent.GetAnnouncementBanners(ctx, &agentpb.GetAnnouncementBannersRequest{})
-	ok("banners", err)
-	subs, err := l.agent.ListSubAgents(ctx, &agentpb.ListSubAgentsRequest{})
-	ok("sub agents", err)
-	if len(subs.GetAgents()) != 0 {
-		t.Error("sub agents from nowhere")
-	}
-	resources, err := l.agent.GetResourcesMonitoringConfiguration(ctx, &agentpb.GetResourcesMonitoringConfigurationRequest{})
-	ok("resources", err)
-	if c := resources.GetConfig(); c.GetNumDatapoints() <= 0 || c.GetCollectionIntervalSeconds() <= 0 {
-		t.Errorf("monitoring pace %v", c)
-	}
-	_, err = l.agent.PushResourcesMonitoringUsage(ctx, &agentpb.PushResourcesMonitoringUsageRequest{})
-	ok("usage", err)
 
 	var view wire.Agent
 	x.get("/api/v2/workspaceagents/"+id.String(), &view)
@@ -451,7 +429,6 @@ func TestOlderLinkDoesNotEndTheNewer(t *testing.T) {
 	}
 }
 
-// TestUnmonitoredRole: a link that is not the agent's own leaves no trace in its state.
 // An agent whose link answers is connected, also while that cannot be written down.
 func TestConnectedWithoutWriting(t *testing.T) {
 	x := serve(t, Config{})
@@ -483,6 +460,7 @@ func TestConnectedWithoutWriting(t *testing.T) {
 	})
 }
 
+// A link that is not the agent's own leaves no trace in its state.
 func TestUnmonitoredRole(t *testing.T) {
 	x := serve(t, Config{})
 	id, token := x.create("demo")

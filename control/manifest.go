@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -14,19 +15,23 @@ const owner = "admin"
 
 // manifest is what an agent is told to do. Stock agents crash on a missing health check or relay
 // parameter and on enum values of 0, so every field that they read is there.
-func (s *Server) manifest(a store.Agent, st store.State) *agentpb.Manifest {
-	workspace := workspaceID(a)
+//
+// workspace is the agent that the workspace is named after: a itself, or its parent.
+func (s *Server) manifest(a, workspace store.Agent, st store.State) *agentpb.Manifest {
 	m := &agentpb.Manifest{
 		AgentId: a.ID[:], AgentName: a.Name, OwnerUsername: owner,
-		WorkspaceId: workspace[:], WorkspaceName: a.Name,
+		WorkspaceId: workspace.ID[:], WorkspaceName: workspace.Name,
 		EnvironmentVariables: a.Environment, Directory: a.Directory, MotdPath: a.MOTD,
 		DisableDirectConnections: s.config.RelayOnly, DerpForceWebsockets: s.config.ForceWebSocket,
-		DerpMap: s.relayMap.Proto(),
+		DerpMap: s.relayMap.Proto(), VsCodePortProxyUri: workspace.VSCodePortProxy,
+	}
+	if a.IsSubAgent() {
+		m.ParentId = a.ParentID[:]
 	}
 	for _, app := range a.Apps {
 		m.Apps = append(m.Apps, &agentpb.WorkspaceApp{
 			Id: app.ID[:], Url: app.URL, External: app.External, Slug: app.Slug, DisplayName: app.DisplayName,
-			Command: app.Command, Icon: app.Icon, Hidden: app.Hidden, SharingLevel: agentpb.WorkspaceApp_OWNER,
+			Command: app.Command, Icon: app.Icon, Hidden: app.Hidden, SharingLevel: shareProto[cmp.Or(app.Share, store.ShareOwner)],
 			Healthcheck: &agentpb.WorkspaceApp_Healthcheck{
 				Url: app.HealthURL, Interval: durationpb.New(app.HealthInterval), Threshold: app.HealthThreshold,
 			},
@@ -40,6 +45,18 @@ func (s *Server) manifest(a store.Agent, st store.State) *agentpb.Manifest {
 			Timeout: durationpb.New(script.Timeout), DisplayName: script.DisplayName,
 		})
 	}
+	for _, d := range a.Devcontainers {
+		m.Devcontainers = append(m.Devcontainers, &agentpb.WorkspaceAgentDevcontainer{
+			Id: d.ID[:], WorkspaceFolder: d.WorkspaceFolder, ConfigPath: d.ConfigPath, Name: d.Name,
+		})
+		// The script of a dev container does nothing: agents log its start under it and report its end.
+		m.Scripts = append(m.Scripts, &agentpb.WorkspaceAgentScript{
+			Id: d.ID[:], LogSourceId: d.LogSourceID[:], Timeout: durationpb.New(0), DisplayName: devcontainerLog(d),
+		})
+	}
+	for _, secret := range a.Secrets {
+		m.Secrets = append(m.Secrets, &agentpb.WorkspaceSecret{EnvName: secret.Env, FilePath: secret.File, Value: []byte(secret.Value)})
+	}
 	for _, d := range a.Metadata {
 		m.Metadata = append(m.Metadata, &agentpb.WorkspaceAgentMetadata_Description{
 			DisplayName: d.DisplayName, Key: d.Key, Script: d.Script,
@@ -47,6 +64,17 @@ func (s *Server) manifest(a store.Agent, st store.State) *agentpb.Manifest {
 		})
 	}
 	return m
+}
+
+// devcontainerLog is what the log of a dev container is called.
+func devcontainerLog(d store.Devcontainer) string { return "Dev Container (" + d.Name + ")" }
+
+// shareProto is who may open an app, as agents are told it.
+var shareProto = map[store.Share]agentpb.WorkspaceApp_SharingLevel{
+	store.ShareOwner:         agentpb.WorkspaceApp_OWNER,
+	store.ShareOrganization:  agentpb.WorkspaceApp_ORGANIZATION,
+	store.ShareAuthenticated: agentpb.WorkspaceApp_AUTHENTICATED,
+	store.SharePublic:        agentpb.WorkspaceApp_PUBLIC,
 }
 
 // healthProto is the health of an app as agents are told it.

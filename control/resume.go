@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/tailnetpb"
 )
 
@@ -21,8 +22,6 @@ import (
 // see no stranger. It is a JWT signed with HMAC-SHA256 under a key that the deployment keeps; it says
 // who the peer is and for which agent, and opens nothing by itself.
 const (
-	resumeLifetime = 24 * time.Hour
-	resumeRefresh  = 12 * time.Hour
 	// resumeKeyID names the key in the header of a token.
 	resumeKeyID = "1"
 	// maxResumeToken is far above what this server ever makes.
@@ -42,7 +41,7 @@ type resumeClaims struct {
 
 // resumeToken makes a token for a peer that may reach agent.
 func (s *Server) resumeToken(peer, agent uuid.UUID) (*tailnetpb.RefreshResumeTokenResponse, error) {
-	expires := time.Now().Add(resumeLifetime)
+	expires := time.Now().Add(wire.ResumeLifetime)
 	header, err := json.Marshal(resumeHeader{Algorithm: "HS256", KeyID: resumeKeyID})
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a resume token: %w", err)
@@ -54,7 +53,7 @@ func (s *Server) resumeToken(peer, agent uuid.UUID) (*tailnetpb.RefreshResumeTok
 	signed := jwtEncode(header) + "." + jwtEncode(claims)
 	return &tailnetpb.RefreshResumeTokenResponse{
 		Token:     signed + "." + jwtEncode(s.sign(signed)),
-		RefreshIn: durationpb.New(resumeRefresh),
+		RefreshIn: durationpb.New(wire.ResumeRefresh),
 		ExpiresAt: timestamppb.New(expires),
 	}, nil
 }

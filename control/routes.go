@@ -69,6 +69,7 @@ func (s *Server) endpoints() []endpoint {
 		Body:    wire.AWSInstanceIdentity{}, Answer: wire.SessionToken{}, Errors: []int{400, 401, 404, 409, 413, 500}})
 
 	version := openapi.Param{Name: "version", Type: "string", Doc: "API version, major.minor"}
+	resume := openapi.Param{Name: "resume_token", Type: "string", Doc: "from RefreshResumeToken: come back as the same peer"}
 	on("GET", agents+"me/rpc", s.forAgent(s.getRPC), openapi.Operation{
 		Summary: "An agent's link: yamux and dRPC, services Agent and Tailnet",
 		Query:   []openapi.Param{version, {Name: "role", Type: "string", Doc: "absent or agent: the link tells whether the agent is connected"}},
@@ -92,8 +93,12 @@ func (s *Server) endpoints() []endpoint {
 		Summary: "What a client needs to reach an agent", Answer: wire.ConnectionInfo{}, Errors: []int{400, 404}})
 	on("GET", agents+"{id}/coordinate", s.onAgent(s.getCoordinate), openapi.Operation{
 		Summary: "A client's link: yamux and dRPC, service Tailnet, for one agent",
-		Query:   []openapi.Param{version, {Name: "resume_token", Type: "string", Doc: "from RefreshResumeToken: come back as the same peer"}},
+		Query:   []openapi.Param{version, resume},
 		Socket:  openapi.BinaryMessages, Errors: []int{400, 404, 500}})
+	on("GET", api+"tailnet", s.forUser(s.getTailnet), openapi.Operation{
+		Summary: "A client's link: yamux and dRPC, service Tailnet, for all agents",
+		Query:   []openapi.Param{version, resume},
+		Socket:  openapi.BinaryMessages, Errors: []int{400}})
 	for _, name := range []string{"logs", "startup-logs"} {
 		on("GET", agents+"{id}/"+name, s.onAgent(s.getLogs), openapi.Operation{
 			Summary: "The log of an agent, as it is or as it grows",

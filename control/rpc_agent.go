@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -27,8 +28,6 @@ import (
 // An error makes most agents drop their link, so what a later report replaces anyway (stats,
 // metadata, usage) is let go, with a word in the log, when it cannot be stored.
 type agentService struct {
-	agentpb.DRPCAgentUnimplementedServer // what is not served here
-
 	*Server
 	id      uuid.UUID
 	version wire.Version
@@ -36,32 +35,47 @@ type agentService struct {
 
 // Limits on what one agent may report in one call. They are far above what any agent does.
 const (
-	maxUpdates   = 1000
-	maxText      = 4096
-	maxSubsystem = 16
+	maxUpdates = 1000
+	maxText    = 4096
 )
-
-// statsInterval is how often agents report traffic and sessions.
-const statsInterval = 30 * time.Second
 
 func (a *agentService) GetManifest(ctx context.Context, _ *agentpb.GetManifestRequest) (*agentpb.Manifest, error) {
 	agent, err := a.store.Agent(ctx, a.id)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the agent: %w", err)
 	}
+	workspace := agent
+	if agent.IsSubAgent() {
+		if workspace, err = a.store.Agent(ctx, agent.ParentID); err != nil {
+			return nil, fmt.Errorf("cannot read the agent's parent: %w", err)
+		}
+	}
 	st, err := a.store.State(ctx, a.id)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the agent's state: %w", err)
 	}
-	return a.manifest(agent, st), nil
+	return a.manifest(agent, workspace, st), nil
 }
 
+// GetServiceBanner answers agents that know of one banner only: they get the first.
 func (a *agentService) GetServiceBanner(context.Context, *agentpb.GetServiceBannerRequest) (*agentpb.ServiceBanner, error) {
+	if banners := a.banners.Load(); banners != nil && len(*banners) > 0 {
+		first := (*banners)[0]
+		return &agentpb.ServiceBanner{Enabled: true, Message: first.Message, BackgroundColor: first.Color}, nil
+	}
 	return &agentpb.ServiceBanner{}, nil
 }
 
 func (a *agentService) GetAnnouncementBanners(context.Context, *agentpb.GetAnnouncementBannersRequest) (*agentpb.GetAnnouncementBannersResponse, error) {
-	return &agentpb.GetAnnouncementBannersResponse{}, nil
+	resp := &agentpb.GetAnnouncementBannersResponse{}
+	if banners := a.banners.Load(); banners != nil {
+		for _, b := range *banners {
+			resp.AnnouncementBanners = append(resp.AnnouncementBanners, &agentpb.BannerConfig{
+				Enabled: true, Message: b.Message, BackgroundColor: b.Color,
+			})
+		}
+	}
+	return resp, nil
 }
 
 // semver is a semantic version with its v. As stock servers do, it takes "v1" and "v1.2" for short.
@@ -84,16 +98,15 @@ func (a *agentService) UpdateStartup(ctx context.Context, req *agentpb.UpdateSta
 	if len(startup.GetExpandedDirectory()) > maxText {
 		return nil, errors.New("expanded directory is too long")
 	}
-	var names []string
+	known := make(map[string]bool)
 	for _, sub := range startup.GetSubsystems() {
 		name, ok := subsystems[sub]
-		if !ok || len(names) > maxSubsystem {
+		if !ok {
 			return nil, fmt.Errorf("invalid agent subsystem %q", sub)
 		}
-		names = append(names, name)
+		known[name] = true
 	}
-	slices.Sort(names)
-	names = slices.Compact(names)
+	names := slices.Sorted(maps.Keys(known))
 	err := a.store.UpdateState(ctx, a.id, func(st *store.State) error {
 		st.Version, st.ExpandedDirectory, st.Subsystems = startup.GetVersion(), startup.GetExpandedDirectory(), names
 		st.APIVersion = a.version.String()
@@ -151,7 +164,7 @@ func (a *agentService) UpdateLifecycle(ctx context.Context, req *agentpb.UpdateL
 func storable(t time.Time) bool { return t.Year() >= 0 && t.Year() <= 9999 }
 
 func (a *agentService) UpdateStats(ctx context.Context, req *agentpb.UpdateStatsRequest) (*agentpb.UpdateStatsResponse, error) {
-	resp := &agentpb.UpdateStatsResponse{ReportInterval: durationpb.New(statsInterval)}
+	resp := &agentpb.UpdateStatsResponse{ReportInterval: durationpb.New(wire.StatsInterval)}
 	stats := req.GetStats()
 	if stats == nil { // only asks for the interval
 		return resp, nil
@@ -211,13 +224,24 @@ func (a *agentService) BatchUpdateAppHealths(ctx context.Context, req *agentpb.B
 		if st.AppHealth == nil {
 			st.AppHealth = make(map[uuid.UUID]string)
 		}
+		same := true
 		for id, health := range changed {
+			same = same && st.AppHealth[id] == health
 			st.AppHealth[id] = health
+		}
+		if same {
+			return errUnchanged
 		}
 		return nil
 	})
-	return &agentpb.BatchUpdateAppHealthResponse{}, err
+	if err != nil && !errors.Is(err, errUnchanged) {
+		return nil, err
+	}
+	return &agentpb.BatchUpdateAppHealthResponse{}, nil
 }
+
+// errUnchanged spares a write that would change nothing.
+var errUnchanged = errors.New("nothing changed")
 
 func (a *agentService) BatchUpdateMetadata(ctx context.Context, req *agentpb.BatchUpdateMetadataRequest) (*agentpb.BatchUpdateMetadataResponse, error) {
 	agent, err := a.store.Agent(ctx, a.id)
@@ -343,7 +367,8 @@ func (a *agentService) ScriptCompleted(ctx context.Context, req *agentpb.Workspa
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the agent: %w", err)
 	}
-	if !slices.ContainsFunc(agent.Scripts, func(s store.Script) bool { return s.ID == id }) {
+	if !slices.ContainsFunc(agent.Scripts, func(s store.Script) bool { return s.ID == id }) &&
+		!slices.ContainsFunc(agent.Devcontainers, func(d store.Devcontainer) bool { return d.ID == id }) {
 		return nil, fmt.Errorf("script %s is not one of this agent", id)
 	}
 	if err := a.store.AddScriptRun(ctx, a.id, run); err != nil {
@@ -361,20 +386,68 @@ func (a *agentService) ScriptCompleted(ctx context.Context, req *agentpb.Workspa
 	return &agentpb.WorkspaceAgentScriptCompletedResponse{}, err
 }
 
-// GetResourcesMonitoringConfiguration asks for nothing to be monitored; stock agents want the pace
-// nevertheless.
-func (a *agentService) GetResourcesMonitoringConfiguration(context.Context, *agentpb.GetResourcesMonitoringConfigurationRequest) (*agentpb.GetResourcesMonitoringConfigurationResponse, error) {
-	return &agentpb.GetResourcesMonitoringConfigurationResponse{
-		Config: &agentpb.GetResourcesMonitoringConfigurationResponse_Config{NumDatapoints: 20, CollectionIntervalSeconds: 10},
-	}, nil
+// GetResourcesMonitoringConfiguration says what is declared to be measured. Stock agents want the pace
+// also when that is nothing.
+func (a *agentService) GetResourcesMonitoringConfiguration(ctx context.Context, _ *agentpb.GetResourcesMonitoringConfigurationRequest) (*agentpb.GetResourcesMonitoringConfigurationResponse, error) {
+	agent, err := a.store.Agent(ctx, a.id)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the agent: %w", err)
+	}
+	resp := &agentpb.GetResourcesMonitoringConfigurationResponse{
+		Config: &agentpb.GetResourcesMonitoringConfigurationResponse_Config{
+			NumDatapoints: wire.ResourcesWindow, CollectionIntervalSeconds: int32(wire.ResourcesInterval / time.Second),
+		},
+	}
+	if r := agent.Resources; r != nil {
+		if r.Memory {
+			resp.Memory = &agentpb.GetResourcesMonitoringConfigurationResponse_Memory{Enabled: true}
+		}
+		for _, path := range r.Volumes {
+			resp.Volumes = append(resp.Volumes, &agentpb.GetResourcesMonitoringConfigurationResponse_Volume{Enabled: true, Path: path})
+		}
+	}
+	return resp, nil
 }
 
+// PushResourcesMonitoringUsage keeps the newest window of what was asked for. What nobody asked for is
+// dropped, like metadata of unknown keys.
 func (a *agentService) PushResourcesMonitoringUsage(ctx context.Context, req *agentpb.PushResourcesMonitoringUsageRequest) (*agentpb.PushResourcesMonitoringUsageResponse, error) {
-	if len(req.GetDatapoints()) > maxUpdates {
-		return nil, errors.New("too many datapoints")
+	agent, err := a.store.Agent(ctx, a.id)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the agent: %w", err)
 	}
-	a.lenient("usage", a.store.PutResources(ctx, a.id, req))
+	if usage := measured(req, agent.Resources); usage != nil {
+		a.lenient("usage", a.store.PutResources(ctx, a.id, usage))
+	}
 	return &agentpb.PushResourcesMonitoringUsageResponse{}, nil
+}
+
+// measured returns of a report what was asked for, nil if that is nothing.
+func measured(req *agentpb.PushResourcesMonitoringUsageRequest, asked *store.Resources) *agentpb.PushResourcesMonitoringUsageRequest {
+	points := req.GetDatapoints()
+	if asked == nil || len(points) == 0 {
+		return nil
+	}
+	usage := &agentpb.PushResourcesMonitoringUsageRequest{}
+	for _, p := range points[max(0, len(points)-wire.ResourcesWindow):] {
+		kept := &agentpb.PushResourcesMonitoringUsageRequest_Datapoint{CollectedAt: p.GetCollectedAt()}
+		if !p.GetCollectedAt().IsValid() {
+			kept.CollectedAt = timestamppb.Now()
+		}
+		if asked.Memory {
+			kept.Memory = p.GetMemory()
+		}
+		for _, path := range asked.Volumes {
+			i := slices.IndexFunc(p.GetVolumes(), func(v *agentpb.PushResourcesMonitoringUsageRequest_Datapoint_VolumeUsage) bool {
+				return v.GetVolume() == path
+			})
+			if i >= 0 {
+				kept.Volumes = append(kept.Volumes, p.GetVolumes()[i])
+			}
+		}
+		usage.Datapoints = append(usage.Datapoints, kept)
+	}
+	return usage
 }
 
 var connectionActions = map[agentpb.Connection_Action]string{
@@ -425,11 +498,6 @@ func (a *agentService) ReportConnection(ctx context.Context, req *agentpb.Report
 		return nil, err
 	}
 	return &emptypb.Empty{}, nil
-}
-
-// ListSubAgents answers that there are none: this server makes none yet.
-func (a *agentService) ListSubAgents(context.Context, *agentpb.ListSubAgentsRequest) (*agentpb.ListSubAgentsResponse, error) {
-	return &agentpb.ListSubAgentsResponse{}, nil
 }
 
 var appStates = map[agentpb.UpdateAppStatusRequest_AppStatusState]string{

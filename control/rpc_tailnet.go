@@ -9,12 +9,14 @@ import (
 
 // tailnetService answers one session's calls about the mesh.
 type tailnetService struct {
-	tailnetpb.DRPCTailnetUnimplementedServer // WorkspaceUpdates
+	tailnetpb.DRPCTailnetUnimplementedServer // what is for clients only
 
 	*Server
 	peer coordinator.Peer
-	// token makes a resume token; nil for agents, whose identity on the mesh is their id.
-	token func() (*tailnetpb.RefreshResumeTokenResponse, error)
+	// client is a person's end of the mesh, with a resume token that keeps its identity there. An agent's
+	// identity is its id.
+	client bool
+	token  func() (*tailnetpb.RefreshResumeTokenResponse, error)
 }
 
 // Coordinate introduces the peer to others until either side ends the stream.
@@ -39,7 +41,7 @@ func (t *tailnetService) PostTelemetry(context.Context, *tailnetpb.TelemetryRequ
 
 // RefreshResumeToken gives a client what it needs to come back as the same peer.
 func (t *tailnetService) RefreshResumeToken(ctx context.Context, req *tailnetpb.RefreshResumeTokenRequest) (*tailnetpb.RefreshResumeTokenResponse, error) {
-	if t.token == nil {
+	if !t.client {
 		return t.DRPCTailnetUnimplementedServer.RefreshResumeToken(ctx, req)
 	}
 	return t.token()

@@ -95,7 +95,7 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 	}
 	status := status(a, st, time.Now())
 	view := wire.Agent{
-		ID: a.ID, ResourceID: a.ID, CreatedAt: a.CreatedAt, UpdatedAt: a.UpdatedAt,
+		ID: a.ID, ParentID: uuid.NullUUID{UUID: a.ParentID, Valid: a.IsSubAgent()}, ResourceID: a.WorkspaceID(), CreatedAt: a.CreatedAt, UpdatedAt: a.UpdatedAt,
 		FirstConnectedAt: st.FirstConnectedAt, LastConnectedAt: st.LastConnectedAt, DisconnectedAt: st.DisconnectedAt,
 		StartedAt: st.StartedAt, ReadyAt: st.ReadyAt,
 		Status: status, LifecycleState: lifecycle(st), Health: health(status, lifecycle(st)),
@@ -108,7 +108,7 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 		ConnectionTimeoutSeconds: int32(connectTimeout / time.Second),
 		Apps:                     []wire.App{},
 		Subsystems:               append([]string{}, st.Subsystems...),
-		DisplayApps:              []string{"web_terminal", "ssh_helper", "port_forwarding_helper"},
+		DisplayApps:              displayApps(a),
 		LogSources: slices.SortedFunc(maps.Values(sources), func(x, y wire.LogSource) int {
 			return cmp.Or(x.CreatedAt.Compare(y.CreatedAt), strings.Compare(x.ID.String(), y.ID.String()))
 		}),
@@ -128,9 +128,9 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 		}
 		view.Apps = append(view.Apps, wire.App{
 			ID: app.ID, URL: app.URL, External: app.External, Slug: app.Slug, DisplayName: app.DisplayName,
-			Command: app.Command, Icon: app.Icon, SharingLevel: "owner",
+			Command: app.Command, Icon: app.Icon, SharingLevel: string(cmp.Or(app.Share, store.ShareOwner)), Group: app.Group,
 			Healthcheck: wire.Healthcheck{URL: app.HealthURL, Interval: int32(app.HealthInterval / time.Second), Threshold: app.HealthThreshold},
-			Health:      appHealth(app, st), Hidden: app.Hidden, OpenIn: "slim-window", Statuses: statuses,
+			Health:      appHealth(app, st), Hidden: app.Hidden, OpenIn: cmp.Or(app.OpenIn, openInSlimWindow), Statuses: statuses,
 		})
 	}
 	for _, script := range a.Scripts {
@@ -148,6 +148,20 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 		view.Scripts = append(view.Scripts, v)
 	}
 	return view, nil
+}
+
+// Where apps open, by the names that clients know.
+const (
+	openInSlimWindow = "slim-window"
+	openInTab        = "tab"
+)
+
+// displayApps are the built-in apps that are shown for an agent.
+func displayApps(a store.Agent) []string {
+	if a.IsSubAgent() {
+		return append([]string{}, a.DisplayApps...)
+	}
+	return []string{"web_terminal", "ssh_helper", "port_forwarding_helper"}
 }
 
 // Health of apps by the names that clients know.
@@ -190,6 +204,3 @@ func (s *Server) latency(node *tailnetpb.Node) (map[string]wire.Latency, error) 
 	}
 	return latencies, nil
 }
-
-// workspaceID is the workspace an agent belongs to. Here every agent is one.
-func workspaceID(a store.Agent) uuid.UUID { return a.ID }

@@ -11,7 +11,8 @@ const PathBerth = "/api/v2/berth/"
 
 // AgentSummary is one row of GET /api/v2/berth/agents.
 type AgentSummary struct {
-	ID             uuid.UUID   `json:"id"`
+	ID uuid.UUID `json:"id"`
+	// Name is unique. A sub-agent is called "parent.name".
 	Name           string      `json:"name"`
 	Status         AgentStatus `json:"status"`
 	LifecycleState string      `json:"lifecycle_state"`

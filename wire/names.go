@@ -23,7 +23,7 @@ const (
 	FirstUserPort = 9
 )
 
-// Limits of the protocol, in bytes.
+// Limits of the protocol, in bytes (docs/protocol.md#limits).
 const (
 	// MaxMessage bounds one RPC message: what stock peers accept before they answer "data overflow".
 	MaxMessage = 4 << 20
@@ -37,21 +37,50 @@ const (
 	// MaxMetadataValue bounds one metadata value or error; MaxMetadataKeys the sum of all keys of a batch.
 	MaxMetadataValue = 2048
 	MaxMetadataKeys  = 6144
+	// MaxContextBody bounds the body of one resource of a PushContextState, MaxContextBodies those of all
+	// together, MaxContextSource its source, MaxContextError its error, MaxContextHash a hash.
+	MaxContextBody   = 256 << 10
+	MaxContextBodies = 4 << 20
+	MaxContextSource = 1024
+	MaxContextError  = 4096
+	MaxContextHash   = 64
 	// MaxJSONBody bounds a JSON body that a server of ours reads, MaxJSONAnswer an answer that a client
 	// or server of ours reads: 5,000 containers with long labels take about 10 MB.
 	MaxJSONBody   = 1 << 20
 	MaxJSONAnswer = 16 << 20
 )
 
-// Pace of the RPC link.
+// Limits of the protocol, in pieces (docs/protocol.md#limits).
+const (
+	// MaxBoundaryLogs bounds one ReportBoundaryLogs.
+	MaxBoundaryLogs = 1000
+	// MaxContextResources bounds one PushContextState.
+	MaxContextResources = 1000
+	// MaxPeerUpdates bounds one CoordinateResponse, MaxPeerQueue how many of them wait for a peer that
+	// does not take them before it is removed.
+	MaxPeerUpdates = 1024
+	MaxPeerQueue   = 512
+)
+
+// Pace of the RPC link (docs/protocol.md#pace).
 const (
 	// PingInterval is how often the server probes an agent, PingTimeout when it gives it up.
 	PingInterval = 15 * time.Second
 	PingTimeout  = 30 * time.Second
+	// StatsInterval is how often agents report traffic and sessions.
+	StatsInterval = 30 * time.Second
+	// ResourcesInterval is how often agents measure their machine; they send the last ResourcesWindow
+	// values at a time.
+	ResourcesInterval = 10 * time.Second
+	ResourcesWindow   = 20
+	// ResumeLifetime is how long a resume token is good, ResumeRefresh when to ask for another.
+	ResumeLifetime = 24 * time.Hour
+	ResumeRefresh  = 12 * time.Hour
 )
 
 // ExternalLogSource is the source of log lines that name none.
 const ExternalLogSource = "3b579bf4-1ed8-4b99-87a8-e9a1e3410410"
 
-// CodeUnimplemented is the RPC error code of a method that this version of a server lacks.
+// CodeUnimplemented is the RPC error code of a method that this version of a server lacks; see
+// [Version.HasMethod].
 const CodeUnimplemented = 12

@@ -35,8 +35,8 @@ func ClientAuth(agentID uuid.UUID) Auth {
 	}}
 }
 
-// UserAuth is for a client of all agents of a user. may is asked at each tunnel; it must be quick
-// and must not call the coordinator.
+// UserAuth is for a client of all agents of a user. may is asked at each tunnel, and holds up
+// this client only.
 func UserAuth(may func(agentID uuid.UUID) bool) Auth {
 	return Auth{tunnel: func(destination uuid.UUID) error {
 		if !may(destination) {
@@ -75,7 +75,7 @@ func (a Auth) mayAcknowledge() error {
 // The protocol lets a client take any /128, and says nothing of its allowed_ips. Both become routes
 // of the agents that it has a tunnel to, which pick a peer by them: a client that announced the
 // address of another would receive what is meant for that one. So berth holds both lists to the
-// same rule, and clients to the range that they draw their random address from.
+// same rule, and clients to the ranges that they draw their random address from.
 func (a Auth) addresses(node *tailnetpb.Node) ([]netip.Addr, error) {
 	var addrs []netip.Addr
 	for _, list := range []struct {
@@ -107,7 +107,7 @@ func (a Auth) address(text string) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("invalid address bits, expected 128, got %d", prefix.Bits())
 	}
 	addr := prefix.Addr()
-	own := wire.PrimaryPrefix.Contains(addr) && addr != wire.LegacyAgentAddr
+	own := (wire.PrimaryPrefix.Contains(addr) || wire.NewerPrefix.Contains(addr)) && addr != wire.LegacyAgentAddr
 	if a.isAgent() {
 		own = addr == wire.LegacyAgentAddr || slices.Contains(wire.AgentPrefixes(a.agent), prefix)
 	}

@@ -431,8 +431,8 @@ func TestSlowPeerIsRemoved(t *testing.T) {
 		d.requests <- add(agent1)
 		synctest.Wait()
 		a.expect(t, "NODE client1#10 (add tunnel)")
-		// One response is being sent, maxQueue wait, the next is one too many.
-		for i := range maxQueue + 1 {
+		// One response is being sent, wire.MaxPeerQueue wait, the next is one too many.
+		for i := range wire.MaxPeerQueue + 1 {
 			a.send(t, update1(agentNode(agent1, int64(i+1))))
 		}
 		a.expect(t)

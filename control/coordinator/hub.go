@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,11 +18,8 @@ import (
 	"github.com/berthd/berth/wire/tailnetpb"
 )
 
-// Limits. The queue and the batch are the protocol's; a node of today has 1 to 2 KiB and one or
-// two addresses.
+// Limits. A node of today has 1 to 2 KiB and one or two addresses.
 const (
-	maxQueue     = 512
-	maxUpdates   = 1024
 	maxNode      = 64 << 10 // bytes
 	maxAddresses = 32
 	// maxPending events wait for NATS; beyond that a restatement takes their place.
@@ -137,6 +136,7 @@ func (h *hub) join(p Peer) (joined *peer, err error) {
 	if p.ID == uuid.Nil || p.Auth.isAgent() && p.Auth.agent != p.ID {
 		return nil, fmt.Errorf("cannot coordinate: peer %s does not fit its authorisation", p.ID)
 	}
+	keeps := h.keeps(p)
 	h.do(func() {
 		if h.closed {
 			err = ErrClosed
@@ -153,7 +153,7 @@ func (h *hub) join(p Peer) (joined *peer, err error) {
 		l := &link{
 			auth:  p.Auth,
 			sent:  map[uuid.UUID]*tailnetpb.Node{},
-			queue: make(chan *tailnetpb.CoordinateResponse, maxQueue),
+			queue: make(chan *tailnetpb.CoordinateResponse, wire.MaxPeerQueue),
 		}
 		ev := event{Op: opJoin, Peer: p.ID, Epoch: now, Agent: p.Auth.isAgent()}
 		h.record(ev)
@@ -161,13 +161,29 @@ func (h *hub) join(p Peer) (joined *peer, err error) {
 		joined = h.peers[p.ID]
 		// Tunnels of an older stream stay, unless this one was admitted for less.
 		for to := range joined.tunnels {
-			if l.auth.mayTunnel(to) != nil {
+			if !keeps[to] {
 				h.emit(event{Op: opUntunnel, Peer: p.ID, Epoch: now, To: to})
 			}
 		}
 		h.log.Debug("peer joined", "peer", p.ID, "agent", joined.agent)
 	})
 	return joined, err
+}
+
+// keeps returns which tunnels of an older stream a new one of the same peer may have. The lock is not
+// held while that is asked: the answer may come from far.
+func (h *hub) keeps(p Peer) map[uuid.UUID]bool {
+	h.mu.Lock()
+	var open []uuid.UUID
+	if old := h.peers[p.ID]; old != nil {
+		open = slices.Collect(maps.Keys(old.tunnels))
+	}
+	h.mu.Unlock()
+	keeps := make(map[uuid.UUID]bool, len(open))
+	for _, to := range open {
+		keeps[to] = p.Auth.mayTunnel(to) == nil
+	}
+	return keeps
 }
 
 // leave ends the stream of p unless it has ended already.
@@ -392,7 +408,7 @@ func (h *hub) retract(from *peer, id uuid.UUID, how kind, reason string) {
 // send queues updates for a peer, if it is of this replica.
 func (h *hub) send(p *peer, updates ...*update) {
 	for len(updates) > 0 {
-		n := min(len(updates), maxUpdates)
+		n := min(len(updates), wire.MaxPeerUpdates)
 		h.respond(p, &tailnetpb.CoordinateResponse{PeerUpdates: updates[:n:n]})
 		updates = updates[n:]
 	}

@@ -60,6 +60,7 @@ const (
 	partMetadata  = ".metadata"
 	partStats     = ".stats"
 	partResources = ".resources"
+	partContext   = ".context"
 	partSource    = ".source."
 )
 
@@ -115,6 +116,19 @@ func (s *Store) PutMetadata(ctx context.Context, agent uuid.UUID, values map[str
 		}
 		return nil
 	})
+	return err
+}
+
+// ContextState is what is kept of an agent's newest snapshot of its workspace's context.
+type ContextState struct {
+	Version   uint64 `json:"version"`
+	Hash      []byte `json:"hash,omitempty"`
+	Resources int    `json:"resources"`
+}
+
+// UpdateContext changes it. change may run more than once.
+func (s *Store) UpdateContext(ctx context.Context, agent uuid.UUID, change func(*ContextState) error) error {
+	_, err := update(ctx, s, s.state, agent.String()+partContext, change)
 	return err
 }
 

@@ -120,7 +120,7 @@ func TestAgents(t *testing.T) {
 
 func TestNameOfVanishedAgentIsFree(t *testing.T) {
 	s, ctx := open(t, Options{}), t.Context()
-	if err := s.claimName(ctx, "half", uuid.New()); err != nil { // the server died before the record
+	if err := s.claimName(t.Context(), Agent{ID: uuid.New(), Name: "half"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.CreateAgent(ctx, testAgent("half")); err != nil {

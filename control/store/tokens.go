@@ -83,8 +83,12 @@ func (s *Store) TokenByHash(ctx context.Context, hash string) (Token, error) {
 	return t, err
 }
 
-// RevokeTokens ends every token of an agent.
+// RevokeTokens ends every token of an agent, and of its sub-agents: whoever had the one could ask for
+// the others.
 func (s *Store) RevokeTokens(ctx context.Context, agent uuid.UUID) error {
+	if err := s.revokeSubAgents(ctx, agent); err != nil {
+		return err
+	}
 	held, err := keys(ctx, s, s.tokens, agentTokenKey(agent, "*"))
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -111,6 +112,9 @@ func (c *Client) NewStream(ctx context.Context, rpc string, enc drpc.Encoding) (
 	return stream, nil
 }
 
+// ErrUnimplemented is what a handler returns for a method that the caller's version lacks.
+var ErrUnimplemented = drpcerr.WithCode(errors.New("Unimplemented"), wire.CodeUnimplemented)
+
 // Code returns the code of an error that came over the wire, 0 when it has none.
 func Code(err error) uint64 { return drpcerr.Code(err) }
 
@@ -135,21 +139,32 @@ type ServeOptions struct {
 // of [wire.MaxMessage] in memory. Stock agents have about 15, clients fewer.
 const maxCalls = 64
 
-// ErrDead is returned by [Serve] when the caller stopped answering probes.
-var ErrDead = errors.New("no answer to probes")
+// Why [Serve] ended a session.
+var (
+	// ErrDead: the caller stopped answering probes.
+	ErrDead = errors.New("no answer to probes")
+	// ErrProtocol: what the caller sent is no session.
+	ErrProtocol = errors.New("the caller does not speak the protocol")
+)
 
-// Serve answers the calls of one session on conn until the caller ends it, stops answering probes
-// ([ErrDead]), or ctx is done. It closes conn and returns when every call has returned; a caller
-// that leaves is no error.
+// Serve answers the calls of one session on conn until the caller ends it, is at fault ([ErrDead],
+// [ErrProtocol]), or ctx is done. It closes conn and returns when every call has returned; a caller
+// that leaves is no error. If conn has a method Fail(reason string) error, a caller that breaks the
+// protocol is told so by it, in place of Close.
 func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeOptions) error {
-	session, err := yamux.Server(conn, config())
+	watched := &watchedConn{Conn: conn}
+	session, err := yamux.Server(watched, config())
 	if err != nil {
 		return fmt.Errorf("cannot start an RPC session: %w", err)
 	}
 	timeout := cmp.Or(opts.WriteTimeout, 30*time.Second)
 	server := drpcserver.NewWithOptions(handler, drpcserver.Options{Manager: managerOptions()})
 	group, ctx := errgroup.WithContext(ctx)
-	stop := context.AfterFunc(ctx, func() { session.Close() })
+	end := func() {
+		watched.ending.Store(true)
+		session.Close()
+	}
+	stop := context.AfterFunc(ctx, end)
 	defer stop()
 	calls := make(chan struct{}, maxCalls)
 	group.Go(func() error {
@@ -175,14 +190,54 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 		}
 	})
 	if opts.PingInterval > 0 {
-		group.Go(func() error { return probe(ctx, session, opts) })
+		answered := make(chan struct{})
+		group.Go(func() error { return ping(ctx, session, opts.PingInterval, answered) })
+		group.Go(func() error { return probe(ctx, session, opts, answered) })
 	}
 	err = group.Wait()
-	session.Close()
+	end()
+	if watched.failed.Load() {
+		return ErrProtocol
+	}
 	if errors.Is(err, errEnded) || ctx.Err() != nil && !errors.Is(err, ErrDead) {
 		return nil
 	}
 	return err
+}
+
+// watchedConn tells why its session closes it: because it is over, or because of what came over it.
+type watchedConn struct {
+	net.Conn
+	ending atomic.Bool // the session is being ended from here
+	broken atomic.Bool // the connection is
+	failed atomic.Bool // neither: the caller broke the protocol
+}
+
+func (c *watchedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.broken.Store(true)
+	}
+	return n, err
+}
+
+func (c *watchedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil {
+		c.broken.Store(true)
+	}
+	return n, err
+}
+
+func (c *watchedConn) Close() error {
+	if c.ending.Load() || c.broken.Load() {
+		return c.Conn.Close()
+	}
+	c.failed.Store(true)
+	if conn, ok := c.Conn.(interface{ Fail(reason string) error }); ok {
+		return conn.Fail("protocol error")
+	}
+	return c.Conn.Close()
 }
 
 // patientConn is a call's stream whose writes do not wait for ever, so that a caller which answers
@@ -202,25 +257,45 @@ func (c patientConn) Write(p []byte) (int, error) {
 // errEnded ends the group of a session that is over.
 var errEnded = errors.New("session ended")
 
-func probe(ctx context.Context, session *yamux.Session, opts ServeOptions) error {
-	ticker := time.NewTicker(opts.PingInterval)
+// ping pings at each interval and tells which pings came back.
+func ping(ctx context.Context, session *yamux.Session, interval time.Duration, answered chan<- struct{}) error {
+	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
-	last := time.Now()
 	for {
 		if _, err := session.Ping(); err == nil {
-			last = time.Now()
+			select {
+			case answered <- struct{}{}:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		select {
+		case <-ticker.C:
+		case <-session.CloseChan():
+			return errEnded
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// probe gives the caller up when no ping came back for the timeout.
+func probe(ctx context.Context, session *yamux.Session, opts ServeOptions, answered <-chan struct{}) error {
+	dead := time.NewTimer(opts.PingTimeout)
+	defer dead.Stop()
+	for {
+		select {
+		case <-answered:
+			dead.Reset(opts.PingTimeout)
 			if opts.Alive != nil {
 				opts.Alive()
 			}
-		} else if session.IsClosed() {
-			return errEnded
-		} else if time.Since(last) > opts.PingTimeout {
+		case <-dead.C:
 			return ErrDead
-		}
-		select {
+		case <-session.CloseChan():
+			return errEnded
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
 		}
 	}
 }

@@ -8,12 +8,14 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/yamux"
 	"go.uber.org/goleak"
 	"storj.io/drpc/drpcmux"
 
+	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 	"github.com/berthd/berth/wire/tailnetpb"
 )
@@ -222,12 +224,102 @@ func TestTooManyCalls(t *testing.T) {
 
 // A caller that takes everything and answers nothing is given up. yamux itself may see to that first.
 func TestDeadCaller(t *testing.T) {
-	t.Parallel() // a probe has 10 s
-	client, server := net.Pipe()
-	defer client.Close()
-	go io.Copy(io.Discard, client)
-	err := Serve(t.Context(), server, drpcmux.New(), ServeOptions{PingInterval: time.Millisecond, PingTimeout: time.Millisecond})
-	if err != nil && !errors.Is(err, ErrDead) {
-		t.Errorf("Serve = %v, want ErrDead", err)
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer client.Close()
+		go io.Copy(io.Discard, client)
+		begin := time.Now()
+		err := Serve(t.Context(), server, drpcmux.New(), ServeOptions{PingInterval: wire.PingInterval, PingTimeout: wire.PingTimeout})
+		if !errors.Is(err, ErrDead) {
+			t.Errorf("Serve = %v, want ErrDead", err)
+		}
+		if took := time.Since(begin); took < wire.PingTimeout || took > wire.PingTimeout+time.Second {
+			t.Errorf("given up after %v, want %v", took, wire.PingTimeout)
+		}
+	})
+}
+
+// A caller that answers is never given up, however long it has nothing to say.
+func TestQuietCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		c, err := NewClient(near)
+		if err != nil {
+			t.Fatal(err)
+		}
+		alive := 0
+		served := make(chan error, 1)
+		go func() {
+			served <- Serve(t.Context(), far, drpcmux.New(), ServeOptions{
+				PingInterval: wire.PingInterval, PingTimeout: wire.PingTimeout, Alive: func() { alive++ },
+			})
+		}()
+		select {
+		case err := <-served:
+			t.Fatalf("ended with %v", err)
+		case <-time.After(time.Hour):
+		}
+		c.Close()
+		if err := <-served; err != nil {
+			t.Errorf("Serve = %v", err)
+		}
+		if want := int(time.Hour / wire.PingInterval); alive < want-1 || alive > want+1 {
+			t.Errorf("alive %d times in an hour, want %d", alive, want)
+		}
+	})
+}
+
+// failing is a connection that keeps why it was failed.
+type failing struct {
+	net.Conn
+	reason chan string
+}
+
+func (f failing) Fail(reason string) error {
+	f.reason <- reason
+	return f.Conn.Close()
+}
+
+// What is no session ends at once, and is told why.
+func TestNoSession(t *testing.T) {
+	for name, text := range map[string]string{
+		"HTTP":                "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+		"newer yamux":         "\x01\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00",
+		"unknown frame":       "\x00\x09\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+		"more than a window":  "\x00\x00\x00\x01\x00\x00\x00\x01\x00\x10\x00\x00",
+		"stream opened twice": "\x00\x01\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00\x01\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00",
+	} {
+		t.Run(name, func(t *testing.T) {
+			near, far := net.Pipe()
+			defer near.Close()
+			conn := failing{far, make(chan string, 1)}
+			served := make(chan error, 1)
+			go func() { served <- Serve(t.Context(), conn, drpcmux.New(), ServeOptions{}) }()
+			go io.Copy(io.Discard, near)
+			if _, err := io.WriteString(near, text); err != nil {
+				t.Logf("write: %v", err) // it may be refused before it is all read
+			}
+			if err := <-served; !errors.Is(err, ErrProtocol) {
+				t.Errorf("Serve = %v, want ErrProtocol", err)
+			}
+			select {
+			case <-conn.reason:
+			default:
+				t.Error("not told")
+			}
+		})
+	}
+}
+
+// A message that is too long fails its own call and nothing else.
+func TestOverlongMessage(t *testing.T) {
+	c, _ := session(t, ServeOptions{})
+	agent := agentpb.NewDRPCAgentClient(c)
+	_, err := agent.UpdateStartup(t.Context(), &agentpb.UpdateStartupRequest{Startup: &agentpb.Startup{Version: strings.Repeat("x", wire.MaxMessage)}})
+	if err == nil || strings.Contains(err.Error(), "semver") {
+		t.Errorf("an overlong message was handled: %v", err)
+	}
+	if m, err := agent.GetManifest(t.Context(), &agentpb.GetManifestRequest{}); err != nil || m.AgentName != "demo" {
+		t.Errorf("another call: %v, %v", m, err)
 	}
 }
