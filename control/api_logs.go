@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/coder/websocket"
 	"github.com/google/uuid"
 
 	"github.com/berthd/berth/control/store"
@@ -67,6 +66,27 @@ func (s *Server) addLogSource(ctx context.Context, source wire.LogSource) error 
 		return fmt.Errorf("the agent has %d log sources already", len(known))
 	}
 	return s.store.CreateLogSource(ctx, source)
+}
+
+// logSources are those that an agent declared, and those of its scripts and dev containers, which
+// stock agents do not declare.
+func (s *Server) logSources(ctx context.Context, a store.Agent) (map[uuid.UUID]wire.LogSource, error) {
+	sources, err := s.store.LogSources(ctx, a.ID)
+	if err != nil {
+		return nil, err
+	}
+	add := func(id uuid.UUID, name string) {
+		if _, ok := sources[id]; !ok {
+			sources[id] = wire.LogSource{WorkspaceAgentID: a.ID, ID: id, CreatedAt: a.CreatedAt, DisplayName: name}
+		}
+	}
+	for _, script := range a.Scripts {
+		add(script.LogSourceID, script.DisplayName)
+	}
+	for _, d := range a.Devcontainers {
+		add(d.LogSourceID, devcontainerLog(d))
+	}
+	return sources, nil
 }
 
 // logLevels are the levels by the names that HTTP knows.
@@ -196,7 +216,7 @@ func (s *Server) jsonLogs(w http.ResponseWriter, r *http.Request, a store.Agent,
 }
 
 func (s *Server) textLogs(w http.ResponseWriter, r *http.Request, a store.Agent, after int64) {
-	sources, err := s.store.LogSources(r.Context(), a.ID)
+	sources, err := s.logSources(r.Context(), a)
 	if err != nil {
 		writeError(w, internalError(err))
 		return
@@ -222,41 +242,28 @@ func (s *Server) textLogs(w http.ResponseWriter, r *http.Request, a store.Agent,
 	}
 }
 
-// followWrite is how long a follower may take to take one message.
-const followWrite = 30 * time.Second
-
 // followLogs sends the log and what is added to it, as text messages that each hold an array. The
 // stream ends normally when the agent is gone.
 func (s *Server) followLogs(w http.ResponseWriter, r *http.Request, a store.Agent, after int64) {
-	ctx, done := s.lasting(r)
-	defer done()
-	conn := s.accept(w, r)
-	if conn == nil {
-		return
-	}
-	defer conn.CloseNow()
-	ctx, stop := readNothing(ctx, conn)
-	defer stop()
-	s.active.Go(func() { keepAlive(ctx, conn) })
-	s.active.Go(func() {
-		defer stop()
-		s.awaitDeletion(ctx, a.ID)
-	})
-	for entries, err := range s.store.FollowLogs(ctx, a.ID, after) {
-		if err != nil {
-			s.failSocket(conn, err.Error())
-			return
-		}
-		for message := range followMessages(entries) {
-			write, cancel := context.WithTimeout(ctx, followWrite)
-			err := conn.Write(write, websocket.MessageText, message)
-			cancel()
+	s.sendMessages(w, r, func(ctx context.Context, send func(any) error) error {
+		ctx, end := context.WithCancel(ctx)
+		defer end()
+		s.active.Go(func() {
+			defer end()
+			s.awaitDeletion(ctx, a.ID)
+		})
+		for entries, err := range s.store.FollowLogs(ctx, a.ID, after) {
 			if err != nil {
-				return
+				return err
+			}
+			for message := range followMessages(entries) {
+				if send(message) != nil {
+					return nil
+				}
 			}
 		}
-	}
-	_ = s.closeSocket(conn)
+		return nil
+	})
 }
 
 // awaitDeletion returns when an agent is gone or ctx is done.
@@ -277,17 +284,17 @@ func (s *Server) awaitDeletion(ctx context.Context, agent uuid.UUID) {
 
 // followMessages packs entries into messages that stock readers take. A line that is too long for
 // one comes as several entries with the same id.
-func followMessages(entries []wire.LogEntry) iter.Seq[[]byte] {
+func followMessages(entries []wire.LogEntry) iter.Seq[json.RawMessage] {
 	const (
 		limit = wire.MaxFollowMessage - 64 // brackets, commas and some air
 		// piece is how much output surely fits: every byte of it may become six ("\u0000"), and the
 		// other fields take less than 512.
 		piece = (limit - 512) / 6
 	)
-	return func(yield func([]byte) bool) {
+	return func(yield func(json.RawMessage) bool) {
 		message := bytes.NewBufferString("[")
 		flush := func() bool {
-			message.WriteString("]\n")
+			message.WriteByte(']')
 			ok := yield(message.Bytes())
 			message = bytes.NewBufferString("[")
 			return ok

@@ -6,17 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
-	"github.com/coder/websocket"
 	"github.com/google/uuid"
 
 	"github.com/berthd/berth/control/store"
@@ -26,21 +22,27 @@ import (
 // askTimeout bounds a question to an agent, finding the way to it included.
 const askTimeout = 30 * time.Second
 
-// ask puts a question to the HTTP API of an agent. The answer's body is read; v is filled from a 200.
-// An answer of any other status is returned as the error that the agent sent.
-func (s *Server) ask(ctx context.Context, agent uuid.UUID, path string, v any) error {
-	host := netip.AddrPortFrom(wire.AgentAddr(agent), wire.PortHTTP).String()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+path, nil)
+// unreachable is why no connection to an agent came about.
+type unreachable struct{ error }
+
+func (e unreachable) Unwrap() error { return e.error }
+
+// agentURL is where the HTTP API of an agent is, if it is dialled by [peers.client].
+func agentURL(scheme string, agent uuid.UUID, path string) string {
+	return scheme + "://" + netip.AddrPortFrom(wire.AgentAddr(agent), wire.PortHTTP).String() + path
+}
+
+// ask calls the HTTP API of an agent and fills v, unless it is nil, from an answer of the wanted
+// status. A failure that the agent reports is returned as the *[wire.Error] that it sent, one of the
+// way to it as [unreachable].
+func (s *Server) ask(ctx context.Context, agent uuid.UUID, method, path string, status int, v any) error {
+	req, err := http.NewRequestWithContext(ctx, method, agentURL("http", agent, path), nil)
 	if err != nil {
 		return fmt.Errorf("cannot ask the agent: %w", err)
 	}
 	resp, err := s.peers.client(agent).Do(req)
 	if err != nil {
-		// The URL says nothing that a person here can use.
-		if u := new(url.Error); errors.As(err, &u) {
-			err = u.Err
-		}
-		return err
+		return plain(err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, wire.MaxJSONAnswer+1))
@@ -50,16 +52,11 @@ func (s *Server) ask(ctx context.Context, agent uuid.UUID, path string, v any) e
 	if len(body) > wire.MaxJSONAnswer {
 		return fmt.Errorf("the agent's answer is longer than %d bytes", wire.MaxJSONAnswer)
 	}
-	switch {
-	case resp.StatusCode >= 400 && resp.StatusCode < 600:
-		e := &wire.Error{}
-		if json.Unmarshal(body, e) != nil || e.Message == "" {
-			e = &wire.Error{Message: "The agent answered with an error.", Detail: short(string(body))}
-		}
-		e.StatusCode = resp.StatusCode
-		return e
-	case resp.StatusCode != http.StatusOK:
-		return fmt.Errorf("the agent answered %d", resp.StatusCode)
+	if resp.StatusCode != status {
+		return agentError(resp.StatusCode, body[:min(len(body), wire.MaxJSONBody)])
+	}
+	if v == nil {
+		return nil
 	}
 	if err := json.Unmarshal(body, v); err != nil {
 		return fmt.Errorf("cannot decode the agent's answer: %w", err)
@@ -67,19 +64,62 @@ func (s *Server) ask(ctx context.Context, agent uuid.UUID, path string, v any) e
 	return nil
 }
 
+// plain drops the URL from an error of an HTTP client: it says nothing that a person here can use.
+func plain(err error) error {
+	if u := new(url.Error); errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
+// agentError is what an agent answered instead of what it was asked for.
+func agentError(status int, body []byte) error {
+	if status < 400 || status >= 600 {
+		return fmt.Errorf("the agent answered %d", status)
+	}
+	e := &wire.Error{}
+	if json.Unmarshal(body, e) != nil || e.Message == "" {
+		e = &wire.Error{Message: "The agent answered with an error.", Detail: short(string(body))}
+	}
+	e.StatusCode = status
+	return e
+}
+
+// agentFailure words what came of asking an agent. What the agent itself reports is passed on.
+func agentFailure(err error, message string) *wire.Error {
+	if e := new(wire.Error); errors.As(err, &e) {
+		return e
+	}
+	return serverFailure(err, message)
+}
+
+// serverFailure words what came of asking an agent as a failure of the server.
+func serverFailure(err error, message string) *wire.Error {
+	if errors.As(err, new(unreachable)) {
+		message = "Internal error dialing workspace agent."
+	}
+	return &wire.Error{StatusCode: http.StatusInternalServerError, Message: message, Detail: err.Error()}
+}
+
 // mustBeConnected answers the request and returns false when there is no agent to ask.
 func (s *Server) mustBeConnected(w http.ResponseWriter, r *http.Request, a store.Agent) bool {
-	st, err := s.store.State(r.Context(), a.ID)
-	if err != nil {
+	now, err := s.status(r.Context(), a)
+	switch {
+	case err != nil:
 		writeError(w, internalError(err))
-		return false
+	case now != wire.AgentConnected:
+		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: notConnected(now)})
 	}
-	if now := status(a, s.links.seen(a.ID, st), time.Now()); now != wire.AgentConnected {
-		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest,
-			Message: fmt.Sprintf("Agent state is %q, it must be in the %q state.", now, wire.AgentConnected)})
-		return false
-	}
-	return true
+	return err == nil && now == wire.AgentConnected
+}
+
+func (s *Server) status(ctx context.Context, a store.Agent) (wire.AgentStatus, error) {
+	st, err := s.store.State(ctx, a.ID)
+	return status(a, s.links.seen(a.ID, st), time.Now()), err
+}
+
+func notConnected(now wire.AgentStatus) string {
+	return fmt.Sprintf("Agent state is %q, it must be in the %q state.", now, wire.AgentConnected)
 }
 
 // hiddenPorts are those of well-known services: what people look for are the programs they started.
@@ -95,12 +135,8 @@ func (s *Server) getListeningPorts(w http.ResponseWriter, r *http.Request, a sto
 	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
 	defer cancel()
 	var found wire.ListeningPorts
-	if err := s.ask(ctx, a.ID, "/api/v0/listening-ports", &found); err != nil {
-		message := "Internal error fetching listening ports."
-		if e := new(wire.Error); !errors.As(err, &e) {
-			message = "Internal error dialing workspace agent."
-		}
-		writeError(w, &wire.Error{StatusCode: http.StatusInternalServerError, Message: message, Detail: err.Error()})
+	if err := s.ask(ctx, a.ID, http.MethodGet, "/api/v0/listening-ports", http.StatusOK, &found); err != nil {
+		writeError(w, serverFailure(err, "Internal error fetching listening ports."))
 		return
 	}
 	apps := appPorts(a)
@@ -126,128 +162,4 @@ func appPorts(a store.Agent) map[uint16]bool {
 		}
 	}
 	return ports
-}
-
-func (s *Server) getContainers(w http.ResponseWriter, r *http.Request, a store.Agent) {
-	labels := make(map[string]string)
-	for _, label := range r.URL.Query()["label"] {
-		parts := strings.Split(label, "=")
-		if len(parts) != 2 {
-			writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Invalid label format", Detail: "Labels must be in the format key=value"})
-			return
-		}
-		labels[parts[0]] = parts[1]
-	}
-	if !s.mustBeConnected(w, r, a) {
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
-	defer cancel()
-	var found wire.Containers
-	if err := s.ask(ctx, a.ID, "/api/v0/containers", &found); err != nil {
-		e := new(wire.Error)
-		switch {
-		case errors.As(err, &e):
-			writeError(w, e)
-		case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-			writeError(w, &wire.Error{StatusCode: http.StatusRequestTimeout, Message: "Failed to fetch containers from agent.", Detail: "Request timed out."})
-		default:
-			writeError(w, &wire.Error{StatusCode: http.StatusInternalServerError, Message: "Internal error fetching containers.", Detail: err.Error()})
-		}
-		return
-	}
-	found.Containers = slices.DeleteFunc(found.Containers, func(c wire.Container) bool {
-		for key, value := range labels {
-			if got, ok := c.Labels[key]; !ok || got != value {
-				return true
-			}
-		}
-		return false
-	})
-	if found.Containers == nil {
-		found.Containers = []wire.Container{}
-	}
-	writeJSON(w, http.StatusOK, found)
-}
-
-// getPTY splices a terminal of an agent to a WebSocket: what the person's side sends is what the
-// agent's port takes, after one frame that says which terminal.
-func (s *Server) getPTY(w http.ResponseWriter, r *http.Request, a store.Agent) {
-	query := r.URL.Query()
-	invalid := &wire.Error{StatusCode: http.StatusBadRequest, Message: "Invalid query parameters."}
-	reject := func(field, detail string) {
-		invalid.Validations = append(invalid.Validations, wire.Validation{Field: field, Detail: detail})
-	}
-	size := func(field string) uint16 {
-		text := query.Get(field)
-		if text == "" {
-			return 80
-		}
-		n, err := strconv.ParseUint(text, 10, 16)
-		if err != nil {
-			reject(field, fmt.Sprintf("Query param %q must be a number from 0 to %d", field, math.MaxUint16))
-		}
-		return uint16(n)
-	}
-	init := wire.PTYInit{
-		Height: size("height"), Width: size("width"), Command: query.Get("command"),
-		Container: query.Get("container"), ContainerUser: query.Get("container_user"), BackendType: query.Get("backend_type"),
-	}
-	var err error
-	if init.ID, err = uuid.Parse(query.Get("reconnect")); err != nil || init.ID == uuid.Nil {
-		reject("reconnect", `Query param "reconnect" must be a valid uuid`)
-	}
-	switch init.BackendType {
-	case "", "screen", "buffered":
-	default:
-		reject("backend_type", `Query param "backend_type" must be "screen" or "buffered"`)
-	}
-	if len(invalid.Validations) > 0 {
-		writeError(w, invalid)
-		return
-	}
-	if !s.mustBeConnected(w, r, a) {
-		return
-	}
-	ctx, done := s.lasting(r)
-	defer done()
-	conn := s.accept(w, r)
-	if conn == nil {
-		return
-	}
-	defer conn.CloseNow()
-	dial, cancel := context.WithTimeout(ctx, askTimeout)
-	term, err := s.peers.dial(dial, a.ID, wire.PortPTY)
-	cancel()
-	if err != nil {
-		s.failSocket(conn, "dial workspace agent: "+err.Error())
-		return
-	}
-	defer term.Close()
-	if err := wire.WritePTYInit(term, init); err != nil {
-		s.failSocket(conn, "dial: "+err.Error())
-		return
-	}
-	s.splice(ctx, conn, term)
-}
-
-// splice copies both ways until either side or ctx ends, and closes both.
-func (s *Server) splice(ctx context.Context, conn *websocket.Conn, peer net.Conn) {
-	ctx, end := context.WithCancel(ctx)
-	defer end()
-	web := s.byteStream(conn)
-	s.active.Go(func() { keepAlive(ctx, conn) })
-	ended := make(chan struct{}, 2)
-	for _, way := range []struct{ to, from net.Conn }{{peer, web}, {web, peer}} {
-		s.active.Go(func() {
-			_, _ = io.Copy(way.to, way.from) // however it ended, the terminal lives on
-			ended <- struct{}{}
-		})
-	}
-	select {
-	case <-ended:
-	case <-ctx.Done():
-	}
-	peer.Close()
-	_ = web.Close() // the other side may be gone already
 }

@@ -210,6 +210,7 @@ type (
 		Directory   string            `yaml:"directory"`
 		Environment map[string]string `yaml:"environment"`
 		MOTD        string            `yaml:"motd"`
+		Prebuilt    bool              `yaml:"prebuilt"`
 		Instance    *fileInstance     `yaml:"instance"`
 		Apps        []fileApp         `yaml:"apps"`
 		Scripts     []fileScript      `yaml:"scripts"`
@@ -315,7 +316,7 @@ func (d declaration) spec(id uuid.UUID) store.Spec {
 	derive := func(kind, name string) uuid.UUID { return uuid.NewSHA1(id, []byte(kind+":"+name)) }
 	f := d.file
 	spec := store.Spec{
-		OS: f.OS, Arch: f.Arch, Directory: f.Directory, MOTD: f.MOTD,
+		OS: f.OS, Arch: f.Arch, Directory: f.Directory, MOTD: f.MOTD, Prebuilt: f.Prebuilt,
 		MaxShare: store.Share(f.MaxShare), VSCodePortProxy: f.VSCodePortProxy,
 	}
 	if len(f.Environment) > 0 {

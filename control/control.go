@@ -5,11 +5,11 @@
 // ends. A caller with an http.Server of its own uses the Server as its handler and calls
 // [Server.Run] instead, before the first request.
 //
-// routes.go is the table of all that is answered. The files are named for what they answer: api_logs.go holds the HTTP side of logs, rpc_agent.go
-// the calls of an agent on its link. Two kinds of callers exist and neither is trusted: an agent
-// proves itself with a token that was minted for it ([Server.agentRoute]) and speaks for itself only;
-// a person proves himself with a key ([Server.userRoute]). What they may not be told apart by is
-// answered alike.
+// routes.go is the table of all that is answered. The other files are named for what they answer:
+// api_logs.go holds the HTTP side of logs, rpc_agent.go the calls of an agent on its link. Two kinds
+// of callers exist and neither is trusted: an agent proves itself with a token that was minted for it
+// ([Server.agentRoute]) and speaks for itself only; a person proves himself with a key
+// ([Server.userRoute]). What they may not be told apart by is answered alike.
 package control
 
 import (

@@ -114,9 +114,8 @@ func (s *Server) userRoute(next http.HandlerFunc) http.HandlerFunc {
 // workspaceRoute lets people in and finds the agent that the path names.
 func (s *Server) workspaceRoute(next func(http.ResponseWriter, *http.Request, store.Agent)) http.HandlerFunc {
 	find := s.userRoute(func(w http.ResponseWriter, r *http.Request) {
-		id, err := uuid.Parse(r.PathValue("id"))
-		if err != nil {
-			writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: fmt.Sprintf("Invalid UUID %q.", r.PathValue("id")), Detail: err.Error()})
+		id, ok := pathUUID(w, r, "id")
+		if !ok {
 			return
 		}
 		agent, err := s.store.Agent(r.Context(), id)
@@ -137,6 +136,16 @@ func (s *Server) workspaceRoute(next func(http.ResponseWriter, *http.Request, st
 		}
 		find(w, r)
 	}
+}
+
+// pathUUID reads the id that the path has at name, or answers the request and returns false.
+func pathUUID(w http.ResponseWriter, r *http.Request, name string) (uuid.UUID, bool) {
+	text := r.PathValue(name)
+	id, err := uuid.Parse(text)
+	if err != nil {
+		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: fmt.Sprintf("Invalid UUID %q.", short(text)), Detail: err.Error()})
+	}
+	return id, err == nil
 }
 
 const jsonType = "application/json; charset=utf-8"

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -162,6 +163,10 @@ func TestThroughTheMesh(t *testing.T) {
 	default:
 	}
 
+	// An agent's failure is told apart from one of the way to it.
+	says(500, `{"message":"Could not scan for listening ports."}`)
+	ask("/listening-ports", 500, `{"message":"Internal error fetching listening ports.","detail":"Could not scan for listening ports."}`)
+
 	// A terminal.
 	session := uuid.New()
 	ws, _, err := websocket.Dial(t.Context(), x.url+path+"/pty?reconnect="+session.String()+"&width=100&height=30&command=top",
@@ -192,6 +197,188 @@ func TestThroughTheMesh(t *testing.T) {
 	eventually(t, "the agent is gone", func() bool {
 		status, _ := x.call("GET", path+"/listening-ports", "", x.asUser()...)
 		return status == http.StatusBadRequest
+	})
+}
+
+// TestDevcontainers asks an agent to change what it has, and watches it.
+func TestDevcontainers(t *testing.T) {
+	x := configured(t, Config{})
+	id, token := x.declared("demo")
+	list, ended := make(chan string), make(chan struct{}, 10)
+	known, hostile := uuid.New(), uuid.New()
+	decoy := make(chan string, 10)
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { decoy <- r.Method + " " + r.URL.Path }))
+	defer elsewhere.Close()
+	redirect := atomic.Bool{}
+	api := http.NewServeMux()
+	api.HandleFunc("/api/v0/containers/watch", func(w http.ResponseWriter, r *http.Request) {
+		if redirect.Load() {
+			http.Redirect(w, r, elsewhere.URL+"/watch", http.StatusTemporaryRedirect)
+			return
+		}
+		conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionNoContextTakeover})
+		if err != nil {
+			return
+		}
+		defer conn.CloseNow()
+		gone := conn.CloseRead(r.Context())
+		defer func() { ended <- struct{}{} }()
+		for {
+			select {
+			case text := <-list:
+				if text == "" {
+					conn.Close(websocket.StatusNormalClosure, "")
+					return
+				}
+				if conn.Write(r.Context(), websocket.MessageText, []byte(text)) != nil {
+					return
+				}
+			case <-gone.Done():
+				return
+			}
+		}
+	})
+	api.HandleFunc("POST /api/v0/containers/devcontainers/{id}/recreate", func(w http.ResponseWriter, r *http.Request) {
+		switch r.PathValue("id") {
+		case known.String():
+			w.WriteHeader(http.StatusAccepted)
+			io.WriteString(w, `{"message":"Devcontainer recreation initiated","detail":"Recreation process for devcontainer \"x\" has started."}`)
+		case hostile.String():
+			http.Redirect(w, r, elsewhere.URL+"/recreate", http.StatusTemporaryRedirect)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+			io.WriteString(w, `{"message":"Devcontainer not found."}`)
+		}
+	})
+	api.HandleFunc("DELETE /api/v0/containers/devcontainers/{id}", func(w http.ResponseWriter, r *http.Request) {
+		if r.PathValue("id") == known.String() {
+			w.WriteHeader(http.StatusConflict)
+			io.WriteString(w, `{"message":"Unable to delete transitioning devcontainer"}`)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	path := "/api/v2/workspaceagents/" + id.String() + "/containers"
+	notConnected := `{"message":"Agent state is \"connecting\", it must be in the \"connected\" state."}` + "\n"
+	for _, ask := range []struct{ method, path string }{
+		{"GET", path + "/watch"}, {"POST", path + "/devcontainers/" + known.String() + "/recreate"}, {"DELETE", path + "/devcontainers/" + known.String()},
+	} {
+		if status, body := x.call(ask.method, ask.path, "", x.asUser()...); status != 400 || body != notConnected {
+			t.Errorf("absent agent, %s %s: %d %s", ask.method, ask.path, status, body)
+		}
+	}
+	x.join(id, token, api)
+
+	for _, tt := range []struct {
+		method, path string
+		status       int
+		body         string
+	}{
+		{"POST", known.String() + "/recreate", 202, `{"message":"Devcontainer recreation initiated","detail":"Recreation process for devcontainer \"x\" has started."}` + "\n"},
+		{"POST", uuid.NewString() + "/recreate", 404, `{"message":"Devcontainer not found."}` + "\n"},
+		{"POST", "x/recreate", 400, `{"message":"Invalid UUID \"x\".","detail":"invalid UUID length: 1"}` + "\n"},
+		{"POST", "..%2F..%2Fx/recreate", 400, `{"message":"Invalid UUID \"../../x\".","detail":"invalid UUID length: 7"}` + "\n"},
+		{"POST", hostile.String() + "/recreate", 500, `{"message":"Internal error recreating devcontainer.","detail":"the agent answered 307"}` + "\n"},
+		{"DELETE", known.String(), 409, `{"message":"Unable to delete transitioning devcontainer"}` + "\n"},
+		{"DELETE", uuid.NewString(), 204, ""},
+	} {
+		status, body := x.call(tt.method, path+"/devcontainers/"+tt.path, "", x.asUser()...)
+		if status != tt.status || body != tt.body {
+			t.Errorf("%s %s: %d %s", tt.method, tt.path, status, body)
+		}
+	}
+
+	watch := func() (*websocket.Conn, *http.Response, error) {
+		return websocket.Dial(t.Context(), x.url+path+"/watch", &websocket.DialOptions{
+			HTTPClient: x.http, HTTPHeader: http.Header{wire.HeaderSessionToken: {x.key.Reveal()}}, CompressionMode: websocket.CompressionContextTakeover,
+		})
+	}
+	conn, resp, err := watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.CloseNow()
+	if got := resp.Header.Get("Sec-WebSocket-Extensions"); got != "" {
+		t.Errorf("the server speaks %q to its client", got)
+	}
+	conn.SetReadLimit(wire.MaxContainersMessage)
+	name := strings.Repeat("x", 100<<10) // longer than the library's own limit
+	for _, text := range []string{`{"devcontainers":null,"containers":[]}`, `{"containers":[{"name":"` + name + `"}]}`} {
+		list <- text
+		kind, message, err := conn.Read(t.Context())
+		if err != nil || kind != websocket.MessageText || !strings.HasPrefix(string(message), `{"devcontainers":null,"containers":[`) || message[len(message)-1] != '\n' {
+			t.Fatalf("%v %.100s %v", kind, message, err)
+		}
+		if strings.Contains(text, name) != strings.Contains(string(message), name) {
+			t.Errorf("the list is not the agent's")
+		}
+	}
+	list <- "nonsense"
+	if _, _, err := conn.Read(t.Context()); websocket.CloseStatus(err) != websocket.StatusInternalError {
+		t.Errorf("after nonsense: %v", err)
+	}
+	<-ended // with its reader, the agent's side goes too
+	if conn, _, err = watch(); err != nil {
+		t.Fatal(err)
+	}
+	defer conn.CloseNow()
+	list <- ""
+	if _, _, err := conn.Read(t.Context()); websocket.CloseStatus(err) != websocket.StatusInternalError || !strings.Contains(err.Error(), "lost the agent") {
+		t.Errorf("after the agent ended it: %v", err)
+	}
+	redirect.Store(true)
+	status, body := x.call("GET", path+"/watch", "", x.asUser()...)
+	if status != 500 || !strings.HasPrefix(body, `{"message":"Internal error watching agent's containers.","detail":"the agent answered 307"`) {
+		t.Errorf("a redirect: %d %s", status, body)
+	}
+	select {
+	case p := <-decoy:
+		t.Errorf("the server followed the agent to %s", p)
+	default:
+	}
+}
+
+// TestTerminalOfNobody: that there is no way to an agent is said on the socket.
+func TestTerminalOfNobody(t *testing.T) {
+	x := serve(t, Config{})
+	id, _ := x.create("demo")
+	conn, _, err := websocket.Dial(t.Context(), x.url+"/api/v2/workspaceagents/"+id.String()+"/pty?reconnect="+uuid.NewString(),
+		&websocket.DialOptions{HTTPClient: x.http, HTTPHeader: http.Header{wire.HeaderSessionToken: {x.key.Reveal()}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.CloseNow()
+	_, _, err = conn.Read(t.Context())
+	var closed websocket.CloseError
+	if !errors.As(err, &closed) || closed.Code != websocket.StatusInternalError || closed.Reason != `dial workspace agent: Agent state is "connecting", it must be in the "connected" state.` {
+		t.Errorf("closed with %v", err)
+	}
+}
+
+func FuzzPTYQuery(f *testing.F) {
+	f.Add("reconnect=6ba7b810-9dad-11d1-80b4-00c04fd430c8&height=5&width=65535&command=ls")
+	f.Add("reconnect=x&height=-1&width=65536&backend_type=tmux")
+	f.Add("reconnect=00000000-0000-0000-0000-000000000000")
+	f.Add("%zz;&&=&reconnect")
+	f.Fuzz(func(t *testing.T, text string) {
+		query, _ := url.ParseQuery(text) // as net/http: what cannot be read is left out
+		init, e := parsePTY(query)
+		if (e == nil) != (init.ID != uuid.Nil) || e != nil && len(e.Validations) == 0 {
+			t.Errorf("%q: %+v, %+v", text, init, e)
+		}
+	})
+}
+
+func FuzzLabels(f *testing.F) {
+	f.Add("label=a=b&label=c=d")
+	f.Add("label=a")
+	f.Add("label=a=b=c&label==")
+	f.Fuzz(func(t *testing.T, text string) {
+		query, _ := url.ParseQuery(text)
+		labels, e := parseLabels(query)
+		if e == nil && len(labels) > len(query["label"]) || e != nil && labels != nil {
+			t.Errorf("%q: %v, %v", text, labels, e)
+		}
 	})
 }
 

@@ -208,7 +208,11 @@ func (p *peers) client(agent uuid.UUID) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return p.dial(ctx, agent, wire.PortHTTP)
+				conn, err := p.dial(ctx, agent, wire.PortHTTP)
+				if err != nil {
+					return nil, unreachable{err}
+				}
+				return conn, nil
 			},
 			DisableKeepAlives:      true,
 			MaxResponseHeaderBytes: 64 << 10,

@@ -77,7 +77,7 @@ func (s *Server) endpoints() []endpoint {
 	on("GET", agents+"me/reinit", s.forAgent(s.getReinit), openapi.Operation{
 		Summary: "Wait for the workspace to be claimed",
 		Query:   []openapi.Param{{Name: "wait", Type: "string", Doc: "true: answer 409 when there is nothing to wait for"}},
-		Media:   openapi.EventStream, Errors: []int{409, 500}})
+		Answer:  wire.Reinitialization{}, Media: openapi.EventStream, Errors: []int{409, 500}})
 	on("PATCH", agents+"me/app-status", s.forAgent(s.patchAppStatus), openapi.Operation{
 		Summary: "Say what an app is doing", Body: wire.PatchAppStatus{}, Errors: []int{400, 413, 500}})
 	on("POST", agents+"me/log-source", s.forAgent(s.postLogSource), openapi.Operation{
@@ -117,6 +117,16 @@ func (s *Server) endpoints() []endpoint {
 		Summary: "The containers beside the agent",
 		Query:   []openapi.Param{{Name: "label", Type: "string", Doc: "key=value that containers must have; may be given often"}},
 		Answer:  wire.Containers{}, Errors: []int{400, 403, 404, 408, 500}})
+	on("GET", agents+"{id}/containers/watch", s.onAgent(s.getContainersWatch), openapi.Operation{
+		Summary: "The containers beside the agent, as they change", Socket: openapi.TextMessages, Answer: wire.Containers{}, Errors: []int{400, 404, 500}})
+	on("POST", agents+"{id}/containers/devcontainers/{dc}/recreate", s.onAgent(s.postRecreateDevcontainer), openapi.Operation{
+		Summary: "Make a development container anew", Status: 202, Answer: wire.Error{}, Errors: []int{400, 404, 409, 500}})
+	on("DELETE", agents+"{id}/containers/devcontainers/{dc}", s.onAgent(s.deleteDevcontainer), openapi.Operation{
+		Summary: "Stop and remove a development container", Status: 204, Errors: []int{400, 404, 409, 500}})
+	on("GET", agents+"{id}/watch-metadata", s.onAgent(s.getWatchMetadata), openapi.Operation{
+		Summary: "What the agent collects, as it changes", Media: openapi.EventStream, Answer: []wire.AgentMetadata{}, Errors: []int{400, 404}})
+	on("GET", agents+"{id}/watch-metadata-ws", s.onAgent(s.getWatchMetadataSocket), openapi.Operation{
+		Summary: "What the agent collects, as it changes", Socket: openapi.TextMessages, Answer: wire.ServerEvent{}, Errors: []int{400, 404}})
 	on("GET", agents+"{id}/pty", s.onAgent(s.getPTY), openapi.Operation{
 		Summary: "A terminal",
 		Query: []openapi.Param{
@@ -140,6 +150,8 @@ func (s *Server) endpoints() []endpoint {
 		Summary: "Make another token for an agent", Status: 201, Answer: wire.CreatedAgent{}, Errors: []int{400, 404, 500}})
 	on("POST", wire.PathBerth+"agents/{id}/revoke", s.onAgent(s.postBerthRevoke), openapi.Operation{
 		Summary: "End every token of an agent, and its link", Status: 204, Errors: []int{400, 404, 500}})
+	on("POST", wire.PathBerth+"agents/{id}/claim", s.onAgent(s.postBerthClaim), openapi.Operation{
+		Summary: "Give a prebuilt workspace to its user", Status: 204, Errors: []int{400, 404, 409, 500}})
 	return table
 }
 

@@ -81,7 +81,7 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 		return wire.Agent{}, err
 	}
 	st = s.links.seen(a.ID, st)
-	sources, err := s.store.LogSources(ctx, a.ID)
+	sources, err := s.logSources(ctx, a)
 	if err != nil {
 		return wire.Agent{}, err
 	}
@@ -204,3 +204,6 @@ func (s *Server) latency(node *tailnetpb.Node) (map[string]wire.Latency, error) 
 	}
 	return latencies, nil
 }
+
+// ownerID is the user that all workspaces belong to.
+func (s *Server) ownerID() uuid.UUID { return uuid.NewSHA1(s.id, []byte("user:"+owner)) }

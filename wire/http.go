@@ -51,6 +51,17 @@ type PatchLog struct {
 	Level string `json:"level"`
 }
 
+// Reinitialization is the event of GET workspaceagents/me/reinit: the agent is to start anew.
+type Reinitialization struct {
+	WorkspaceID uuid.UUID `json:"workspace_id"`
+	// Reason is [ReasonPrebuildClaimed].
+	Reason  string    `json:"reason"`
+	OwnerID uuid.UUID `json:"owner_id"`
+}
+
+// ReasonPrebuildClaimed says that a workspace that ran before it had a user has one now.
+const ReasonPrebuildClaimed = "prebuild_claimed"
+
 // LogEntry is one stored line. IDs grow within an agent.
 type LogEntry struct {
 	ID        int64     `json:"id"`
@@ -148,7 +159,16 @@ type Devcontainer struct {
 	Status          string        `json:"status"`
 	Dirty           bool          `json:"dirty"`
 	Container       *Container    `json:"container,omitempty"`
-	Error           string        `json:"error,omitempty"`
+	// Agent is the agent inside of it, if one runs.
+	Agent *DevcontainerAgent `json:"agent,omitempty"`
+	Error string             `json:"error,omitempty"`
+}
+
+// DevcontainerAgent is the sub-agent of a [Devcontainer].
+type DevcontainerAgent struct {
+	ID        uuid.UUID `json:"id"`
+	Name      string    `json:"name"`
+	Directory string    `json:"directory"`
 }
 
 // Agent answers GET workspaceagents/{id}.
@@ -268,4 +288,33 @@ type AppStatus struct {
 	URI                string    `json:"uri"`
 	Icon               string    `json:"icon"`
 	NeedsUserAttention bool      `json:"needs_user_attention"`
+}
+
+// AgentMetadata is one value that an agent collects, in a message of watch-metadata.
+type AgentMetadata struct {
+	Result      MetadataResult      `json:"result"`
+	Description MetadataDescription `json:"description"`
+}
+
+// MetadataResult is the newest value. Age is in seconds; the time is zero before the first one.
+type MetadataResult struct {
+	CollectedAt time.Time `json:"collected_at"`
+	Age         int64     `json:"age"`
+	Value       string    `json:"value"`
+	Error       string    `json:"error"`
+}
+
+// MetadataDescription says how a value is collected. Interval and timeout are in seconds.
+type MetadataDescription struct {
+	DisplayName string `json:"display_name"`
+	Key         string `json:"key"`
+	Script      string `json:"script"`
+	Interval    int64  `json:"interval"`
+	Timeout     int64  `json:"timeout"`
+}
+
+// ServerEvent is a server-sent event as a message of a WebSocket: its type is data, error or ping.
+type ServerEvent struct {
+	Type string `json:"type"`
+	Data any    `json:"data"`
 }

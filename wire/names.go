@@ -32,6 +32,8 @@ const (
 	LogEntryOverhead = 21
 	// MaxFollowMessage bounds one message of a followed log: stock readers refuse longer ones.
 	MaxFollowMessage = 32 << 10
+	// MaxContainersMessage bounds one message of a containers watch, which readers raise their limit for.
+	MaxContainersMessage = 4 << 20
 	// MaxAppStatusMessage bounds the message of an app status.
 	MaxAppStatusMessage = 160
 	// MaxMetadataValue bounds one metadata value or error; MaxMetadataKeys the sum of all keys of a batch.

@@ -37,7 +37,9 @@ type Spec struct {
 	Directory   string            `json:"directory,omitempty"`
 	Environment map[string]string `json:"environment,omitempty"`
 	// MOTD is the path of a file in the workspace.
-	MOTD     string     `json:"motd,omitempty"`
+	MOTD string `json:"motd,omitempty"`
+	// Prebuilt marks a workspace that runs before it has a user, and is claimed by one later.
+	Prebuilt bool       `json:"prebuilt,omitempty"`
 	Instance *Instance  `json:"instance,omitempty"`
 	Apps     []App      `json:"apps,omitempty"`
 	Scripts  []Script   `json:"scripts,omitempty"`

@@ -35,6 +35,9 @@ type State struct {
 	ReadyAt            *time.Time `json:"ready_at,omitempty"`
 
 	LogsOverflowed bool `json:"logs_overflowed,omitempty"`
+	// ClaimedAt is when a prebuilt workspace got its user; ClaimTold whether its agent has heard.
+	ClaimedAt *time.Time `json:"claimed_at,omitempty"`
+	ClaimTold bool       `json:"claim_told,omitempty"`
 	// AppHealth is keyed by app id, Scripts by script id.
 	AppHealth map[uuid.UUID]string       `json:"app_health,omitempty"`
 	Scripts   map[uuid.UUID]ScriptResult `json:"scripts,omitempty"`
