@@ -63,6 +63,7 @@ var owners = map[string][]string{
 	"github.com/pkg/sftp":           {"sshd"},
 	"golang.org/x/crypto/ssh":       {"sshd", "cmd/berth"},
 	"github.com/aws/aws-sdk-go-v2":  {"identity"},
+	"cloud.google.com/go":           {"identity"},
 	"github.com/spf13/cobra":        {"cmd/berth"},
 	"github.com/cakturk/go-netstat": {"ports"},
 	"github.com/mdlayher/netlink":   {"ports"},

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/containers"
+	"github.com/berthd/berth/identity"
 	"github.com/berthd/berth/ports"
 	"github.com/berthd/berth/reporter"
 	"github.com/berthd/berth/scripts"
@@ -71,7 +71,7 @@ type agent struct {
 	cfg  Config
 	log  *slog.Logger
 	emit func(Event)
-	// restarting tells, once the agent stops, that berthd is to be started again.
+	// restarting tells, once the agent stops, that berthd is to be started again: the workspace goes on.
 	restarting func() bool
 
 	parts
@@ -111,7 +111,7 @@ type known struct {
 func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	a := &agent{cfg: cfg, log: cfg.Log, emit: event}
 	a.first, a.mesh, a.serving = newLater[*agentpb.Manifest](), newLater[*mesh](), newLater[*mesh]()
-	a.restarting = func() bool { return errors.Is(context.Cause(ctx), ErrRestart) }
+	a.restarting = func() bool { return errors.Is(context.Cause(ctx), ErrRestart) || a.link.refused.Load() }
 
 	socket, err := SocketPath(cfg.State.dir, "ptyhost.sock")
 	if err != nil {
@@ -134,13 +134,14 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	}
 
 	a.link = &link{
-		dial:          func(ctx context.Context) (session, error) { return a.dial(ctx, server) },
-		exitOnRefused: cfg.ExitOnRefused,
-		event:         event,
-		trouble:       &trouble{log: cfg.Log},
-		flapping:      &trouble{log: cfg.Log},
-		log:           cfg.Log,
-		wall:          time.Now,
+		dial:      func(ctx context.Context) (session, error) { return a.dial(ctx, server) },
+		onRefused: cfg.OnRefused,
+		renews:    cfg.Identity.Renews(),
+		event:     event,
+		trouble:   &trouble{log: cfg.Log},
+		flapping:  &trouble{log: cfg.Log},
+		log:       cfg.Log,
+		wall:      time.Now,
 	}
 	a.shell = shell.New(shell.Config{URL: cfg.Server.URL.String(), BinDir: scripts.BinDir(cfg.Dirs.ScriptData), Log: cfg.Log})
 	a.scripts = scripts.New(scripts.Config{
@@ -245,7 +246,7 @@ func (a *agent) service(name string, port uint16, serve func(context.Context, ne
 func (a *agent) dial(ctx context.Context, server *client.Client) (session, error) {
 	token, err := a.cfg.Identity.Token(ctx)
 	if err != nil {
-		return nil, identityProblem(err, a.cfg.Server.URL)
+		return nil, identityProblem(err)
 	}
 	a.secret.Store(&token)
 	up, err := server.ConnectAgent(ctx)
@@ -257,19 +258,12 @@ func (a *agent) dial(ctx context.Context, server *client.Client) (session, error
 
 // identityProblem keeps what failed on this machine (a metadata service, a token file) from being
 // explained as a trouble with the control server: its own words name the cause and the fix.
-func identityProblem(err error, server *url.URL) error {
-	var answer *wire.Error
-	var unexpected *wire.UnexpectedResponse
-	if errors.As(err, &answer) || errors.As(err, &unexpected) {
+func identityProblem(err error) error {
+	var f *identity.Failure
+	if !errors.As(err, &f) {
 		return err
 	}
-	var request *url.Error
-	if errors.As(err, &request) {
-		if to, parseErr := url.Parse(request.URL); parseErr == nil && to.Host == server.Host {
-			return err
-		}
-	}
-	return &client.Problem{Kind: client.KindOther, Cause: err.Error()}
+	return &client.Problem{Kind: client.KindMachine, Cause: f.Cause, Fix: f.Fix}
 }
 
 // token returns the session token in use, "" before there is one.

@@ -16,9 +16,8 @@ type Config struct {
 	Server Server
 	// Identity yields the session token, anew before every attempt to link.
 	Identity identity.Source
-	// ExitOnRefused makes [Run] return [ErrRefused] when the server refuses the token, instead of
-	// trying for ever. Set it for a token that can never become good by itself.
-	ExitOnRefused bool
+	// OnRefused says when [Run] returns [ErrRefused] because the server refuses the token.
+	OnRefused RefusedPolicy
 
 	// State is held by the caller, and closed by it after Run has returned.
 	State *State
@@ -92,9 +91,23 @@ type Debug struct {
 	Status string
 }
 
+// RefusedPolicy says what a refused token leads to. Whatever it is, the identity is asked anew at once
+// when the server says 401 or 403, and terminals live on when Run returns for it.
+type RefusedPolicy int
+
+const (
+	// StayWhenRefused tries for ever: the token may become good, or another may come.
+	StayWhenRefused RefusedPolicy = iota
+	// ExitWhenLost returns when a token that had been good is refused for 20 s, and the identity does
+	// not renew itself: whatever starts berthd again may have another token for it.
+	ExitWhenLost
+	// ExitWhenRefused returns at the second refusal in a row.
+	ExitWhenRefused
+)
+
 var (
 	// ErrRefused is returned (wrapped) by [Run] when the server refused the token and
-	// [Config.ExitOnRefused] is set.
+	// [Config.OnRefused] says so.
 	ErrRefused = errors.New("the server refused this agent's token")
 
 	// ErrRestart is the cause to cancel Run's context with when berthd is about to start again:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/berthd/berth/client"
@@ -17,6 +18,9 @@ const (
 	// lasted is how long a session must have held for its loss to count as a new trouble rather
 	// than as one more failed attempt.
 	lasted = 30 * time.Second
+	// lossGrace is how long a token that was good is refused until it counts as lost: time to write
+	// another one into its file, and short enough for the machine to be back within half a minute.
+	lossGrace = 20 * time.Second
 )
 
 // errClockJumped ends a session because the machine slept or its clock was set.
@@ -34,15 +38,19 @@ type session interface {
 }
 
 // link keeps a session with the control server up. It never gives up: only ctx, a refused token
-// under exitOnRefused, and a change of the agent's identity end it.
+// under a policy that says so, and a change of the agent's identity end it.
 type link struct {
-	dial          func(context.Context) (session, error)
-	exitOnRefused bool
-	event         func(Event)
-	trouble       *trouble // with dialling
-	flapping      *trouble // with sessions that end soon
-	log           *slog.Logger
-	wall          func() time.Time
+	dial      func(context.Context) (session, error)
+	onRefused RefusedPolicy
+	renews    bool // the identity may give another token by itself
+	event     func(Event)
+	trouble   *trouble // with dialling
+	flapping  *trouble // with sessions that end soon
+	log       *slog.Logger
+	wall      func() time.Time
+
+	wasGood bool        // some token was taken
+	refused atomic.Bool // the link has ended because of the policy
 }
 
 func (l *link) run(ctx context.Context) error {
@@ -60,8 +68,9 @@ func (l *link) run(ctx context.Context) error {
 	}()
 	defer func() { stop(); <-watching }()
 
-	quick, patient := quickBackoff(), patientBackoff()
-	for refusals := 0; ; {
+	pace := newPace()
+	refusals, since := 0, time.Time{}
+	for {
 		held, err := l.attempt(ctx, jumps)
 		if ctx.Err() != nil {
 			return nil
@@ -72,22 +81,38 @@ func (l *link) run(ctx context.Context) error {
 		problem := client.Explain(err)
 		if problem.Kind != client.KindRefused {
 			refusals = 0
-		} else if refusals++; l.exitOnRefused {
+		} else if refusals++; refusals == 1 {
+			since = time.Now()
+		}
+		if l.hopeless(refusals, since) {
+			l.refused.Store(true)
 			return fmt.Errorf("%w: %w", ErrRefused, problem)
 		}
 		if held >= lasted || errors.Is(err, errClockJumped) {
-			quick.reset()
-			patient.reset()
+			pace.reset()
 		}
-		pace := quick
-		// The first refusal may be of a token that was replaced just now: prove anew at once.
-		if slow(problem.Kind) && refusals != 1 {
-			pace = patient
+		wait := pace.after(problem)
+		if refusals == 1 {
+			// The token may have been replaced just now: prove anew at once.
+			wait = pace.quick.next()
+		} else if refusals > 0 && l.mayLose() {
+			wait = min(wait, time.Until(since.Add(lossGrace)))
 		}
-		if !l.pause(ctx, pace.next(), jumps) {
+		if !l.pause(ctx, wait, jumps) {
 			return nil
 		}
 	}
+}
+
+// mayLose tells whether a token that goes on being refused counts as lost.
+func (l *link) mayLose() bool { return l.onRefused == ExitWhenLost && l.wasGood && !l.renews }
+
+// hopeless tells whether the policy says to leave after so many refusals in a row.
+func (l *link) hopeless(refusals int, since time.Time) bool {
+	if l.onRefused == ExitWhenRefused {
+		return refusals > 1
+	}
+	return refusals > 1 && l.mayLose() && time.Since(since) >= lossGrace
 }
 
 // attempt links once and stays with it. It returns how long the session held, and why it ended.
@@ -100,6 +125,7 @@ func (l *link) attempt(ctx context.Context, jumps <-chan time.Duration) (time.Du
 		return 0, err
 	}
 	defer up.Close()
+	l.wasGood = true
 
 	select {
 	case <-jumps: // what jumped before we were linked has no session to end
@@ -162,14 +188,4 @@ func (l *link) pause(ctx context.Context, d time.Duration, jumps <-chan time.Dur
 	case <-jumps:
 	}
 	return true
-}
-
-// slow tells whether trying again soon is pointless: somebody has to correct the URL, mend the
-// token, or register this machine.
-func slow(k client.Kind) bool {
-	switch k {
-	case client.KindRefused, client.KindUnknown, client.KindAmbiguous, client.KindAddress:
-		return true
-	}
-	return false
 }

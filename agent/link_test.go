@@ -5,20 +5,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/berthd/berth/client"
+	"github.com/berthd/berth/identity"
 	"github.com/berthd/berth/wire"
 )
 
@@ -101,11 +98,17 @@ func TestLinkNeverGivesUp(t *testing.T) {
 		err      error
 		min, max int // dials in an hour
 	}{
-		// The mean delay is half the ceiling: 5 s, or 30 s where a person has to act.
+		// The mean delay is half the ceiling: 5 s, 10 s where another token may be handed over, 30 s
+		// where a person has to act, and a minute where it is this machine's settings.
 		"server gone":   {errors.New("connection reset"), 360, 1500},
+		"server busy":   {status(http.StatusServiceUnavailable), 360, 1500},
+		"too early":     {status(http.StatusTooEarly), 360, 1500},
+		"token refused": {status(http.StatusUnauthorized), 180, 750},
+		"forbidden":     {status(http.StatusForbidden), 180, 750},
 		"unknown":       {status(http.StatusNotFound), 60, 250},
-		"ambiguous":     {status(http.StatusConflict), 60, 250},
-		"token refused": {status(http.StatusUnauthorized), 60, 250},
+		"too often":     {status(http.StatusTooManyRequests), 60, 250},
+		"ambiguous":     {status(http.StatusConflict), 30, 125},
+		"told when":     {&wire.Error{StatusCode: 503, Message: "wait", AnswerTiming: wire.AnswerTiming{RetryAfter: time.Minute}}, 48, 61},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -115,7 +118,7 @@ func TestLinkNeverGivesUp(t *testing.T) {
 				if n := len(dials); n < tt.min || n > tt.max {
 					t.Errorf("%d dials in an hour, want %d to %d", n, tt.min, tt.max)
 				}
-				if last := time.Hour - dials[len(dials)-1]; last > time.Minute+time.Second {
+				if last := time.Hour - dials[len(dials)-1]; last > 2*time.Minute+time.Second {
 					t.Errorf("the last dial was %v before the end: it gave up", last)
 				}
 				if lines := strings.Count(out.String(), "level=WARN"); lines < 2 || lines > 8 {
@@ -136,13 +139,83 @@ func TestLinkProvesAnewAtOnceWhenRefused(t *testing.T) {
 	})
 }
 
-func TestLinkExitsOnRefused(t *testing.T) {
-	l, _, _ := newLink(func(context.Context) (session, error) {
-		return nil, fmt.Errorf("cannot link: %w", status(http.StatusUnauthorized))
-	})
-	l.exitOnRefused = true
-	if err := l.run(t.Context()); !errors.Is(err, ErrRefused) {
-		t.Errorf("run = %v, want ErrRefused", err)
+// TestLinkOnRefused: a link that was up for a minute finds its token refused from then on.
+func TestLinkOnRefused(t *testing.T) {
+	for name, tt := range map[string]struct {
+		policy   RefusedPolicy
+		renews   bool
+		never    bool          // was the token good
+		earliest time.Duration // of the end after the first refusal; 0 means that it does not end
+		latest   time.Duration
+	}{
+		"stay":                         {policy: StayWhenRefused},
+		"at once":                      {policy: ExitWhenRefused, earliest: time.Nanosecond, latest: 200 * time.Millisecond},
+		"at once, though it renews":    {policy: ExitWhenRefused, renews: true, earliest: time.Nanosecond, latest: 200 * time.Millisecond},
+		"at once, though never good":   {policy: ExitWhenRefused, never: true, earliest: time.Nanosecond, latest: 200 * time.Millisecond},
+		"lost":                         {policy: ExitWhenLost, earliest: lossGrace, latest: lossGrace + time.Second},
+		"lost, but it renews itself":   {policy: ExitWhenLost, renews: true},
+		"never good, so it is to come": {policy: ExitWhenLost, never: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				good := !tt.never
+				var refused time.Time
+				l, _, _ := newLink(func(context.Context) (session, error) {
+					if good {
+						good = false
+						c := newConn()
+						c.err, c.held = errLinkClosed, time.Minute
+						return c, nil
+					}
+					if refused.IsZero() {
+						refused = time.Now()
+					}
+					return nil, fmt.Errorf("cannot link: %w", status(http.StatusUnauthorized))
+				})
+				l.onRefused, l.renews = tt.policy, tt.renews
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				err := l.run(ctx)
+				if took := time.Since(refused); tt.earliest > 0 && (!errors.Is(err, ErrRefused) || took < tt.earliest || took > tt.latest || !l.refused.Load()) {
+					t.Errorf("run = %v after %v, want ErrRefused after %v to %v", err, took, tt.earliest, tt.latest)
+				}
+				if tt.earliest == 0 && (err != nil || l.refused.Load()) {
+					t.Errorf("run = %v, want that it stays", err)
+				}
+			})
+		})
+	}
+}
+
+// TestLinkComesBackWithinTheGrace: another token is found wherever in the grace it is handed over.
+func TestLinkComesBackWithinTheGrace(t *testing.T) {
+	for _, after := range []time.Duration{0, time.Second, 10 * time.Second, lossGrace - time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			good := true
+			var refused, back time.Time
+			l, _, _ := newLink(func(context.Context) (session, error) {
+				c := newConn()
+				switch {
+				case good:
+					good = false
+					c.err, c.held = errLinkClosed, time.Minute
+				case refused.IsZero():
+					refused = time.Now()
+					return nil, status(http.StatusUnauthorized)
+				case time.Since(refused) < after:
+					return nil, status(http.StatusUnauthorized)
+				case back.IsZero():
+					back = time.Now()
+				}
+				return c, nil
+			})
+			l.onRefused = ExitWhenLost
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+			defer cancel()
+			if err := l.run(ctx); err != nil || back.IsZero() || back.Sub(refused) > 30*time.Second {
+				t.Errorf("a token handed over after %v: run = %v, back after %v", after, err, back.Sub(refused))
+			}
+		})
 	}
 }
 
@@ -296,27 +369,13 @@ func TestTroubleIsToldOnceThenRarely(t *testing.T) {
 }
 
 func TestIdentityProblem(t *testing.T) {
-	server := &url.URL{Scheme: "https", Host: "berth.example.com"}
-	refused := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
-	tests := map[string]struct {
-		err  error
-		kept bool // to be explained as the server's
-	}{
-		"server's answer":   {fmt.Errorf("cannot exchange: %w", status(http.StatusConflict)), true},
-		"server refuses":    {&url.Error{Op: "Post", URL: "https://berth.example.com/api", Err: refused}, true},
-		"metadata refuses":  {&url.Error{Op: "Put", URL: "http://169.254.169.254/latest", Err: refused}, false},
-		"no such file":      {fmt.Errorf("cannot read the token file: %w", fs.ErrNotExist), false},
-		"metadata, wrapped": {fmt.Errorf("there is no metadata service: %w", refused), false},
+	answer := fmt.Errorf("cannot exchange: %w", status(http.StatusConflict))
+	if got := identityProblem(answer); got != answer {
+		t.Errorf("the server's answer became %v", got)
 	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			got := identityProblem(tt.err, server)
-			if (got == tt.err) != tt.kept {
-				t.Errorf("identityProblem = %v, want kept %v", got, tt.kept)
-			}
-			if p := client.Explain(got); !tt.kept && !strings.Contains(p.Cause, tt.err.Error()) {
-				t.Errorf("explained as %q, want the source's own words", p.Cause)
-			}
-		})
+	failure := &identity.Failure{Cause: "there is no metadata service", Fix: "make one"}
+	p := client.Explain(identityProblem(fmt.Errorf("cannot prove: %w", failure)))
+	if p.Kind != client.KindMachine || p.Cause != failure.Cause || p.Fix != failure.Fix {
+		t.Errorf("explained as %s: %v, want the source's own words", p.Kind, p)
 	}
 }

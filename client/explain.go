@@ -33,8 +33,14 @@ const (
 	KindUnknown Kind = "unknown"
 	// KindAmbiguous: several agents fit (409); a name has to be given.
 	KindAmbiguous Kind = "ambiguous"
-	// KindBusy: the server asks to wait (425, 429, 503).
+	// KindEarly: the server is not done yet with what this needs (425); it will be.
+	KindEarly Kind = "early"
+	// KindOften: the server is asked too often (429).
+	KindOften Kind = "often"
+	// KindBusy: the server or what it needs is not there for a while (503).
 	KindBusy Kind = "busy"
+	// KindMachine: this machine cannot prove who it is; the server has no part in it.
+	KindMachine Kind = "machine"
 	// KindVersion: client and server share no API version.
 	KindVersion Kind = "version"
 	// KindServer: the server failed.
@@ -48,6 +54,8 @@ type Problem struct {
 	Kind Kind
 	// Cause says what is wrong, Fix what to do about it. Both are free of secrets.
 	Cause, Fix string
+	// RetryAfter is how long the server asks to wait; 0 when it does not say.
+	RetryAfter time.Duration
 
 	err error
 }
@@ -99,16 +107,29 @@ func explainAnswer(e *wire.Error) *Problem {
 		p.Kind, p.Fix = KindVersion, "upgrade the older of the two sides"
 		return p
 	}
+	p.RetryAfter = e.RetryAfter
 	switch e.StatusCode {
 	case http.StatusUnauthorized:
 		p.Kind, p.Fix = KindRefused, "give a token that is valid for this server, or let the instance identity be exchanged anew"
+		p.mindClocks(e.ClockOffset)
 	case http.StatusForbidden:
 		p.Kind, p.Fix = KindRefused, "use a token with the right to do this"
 	case http.StatusNotFound:
 		p.Kind, p.Fix = KindUnknown, "check that the agent or instance is declared on this server"
 	case http.StatusConflict:
 		p.Kind, p.Fix = KindAmbiguous, "set BERTH_AGENT_NAME to the agent that this machine is"
-	case http.StatusTooEarly, http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		if _, ok := e.Validation("proof_key"); ok {
+			p.Fix = "if this machine lost its state directory, have the server forget its key; if not, find out who else proves to be it"
+		}
+	case http.StatusBadRequest:
+		if strings.Contains(e.Message, "latest history") {
+			p.Kind, p.Fix = KindUnknown, "wait until the workspace's new build is done, or build it anew; it is tried again"
+		}
+	case http.StatusTooEarly:
+		p.Kind, p.Fix = KindEarly, "wait until the workspace's build is done; it is tried again"
+	case http.StatusTooManyRequests:
+		p.Kind, p.Fix = KindOften, "wait; it is tried again less often. If it goes on, find what else asks from this address"
+	case http.StatusServiceUnavailable:
 		p.Kind, p.Fix = KindBusy, "wait; it is tried again"
 	default:
 		if e.StatusCode >= 500 {
@@ -116,6 +137,16 @@ func explainAnswer(e *wire.Error) *Problem {
 		}
 	}
 	return p
+}
+
+// mindClocks tells of clocks that differ by more than what is signed may be off.
+func (p *Problem) mindClocks(offset time.Duration) {
+	const signed = 2 * time.Minute
+	if offset.Abs() < signed {
+		return
+	}
+	p.Cause += fmt.Sprintf(", and the server's clock differs from this machine's by %v", offset.Abs())
+	p.Fix = "set the clocks, by NTP for example; then " + p.Fix
 }
 
 func explainUnexpected(e *wire.UnexpectedResponse) *Problem {
@@ -139,7 +170,11 @@ func explainUnexpected(e *wire.UnexpectedResponse) *Problem {
 	case e.StatusCode == http.StatusBadGateway || e.StatusCode == http.StatusServiceUnavailable || e.StatusCode == http.StatusGatewayTimeout:
 		return &Problem{Kind: KindBusy,
 			Cause: fmt.Sprintf("a proxy in front of the server cannot reach it (status %d)", e.StatusCode),
-			Fix:   "wait; it is tried again"}
+			Fix:   "wait; it is tried again", RetryAfter: e.RetryAfter}
+	case e.StatusCode == http.StatusTooManyRequests:
+		return &Problem{Kind: KindOften,
+			Cause: "a proxy in front of the server is asked too often (status 429)",
+			Fix:   "wait; it is tried again less often", RetryAfter: e.RetryAfter}
 	case e.ContentType == "text/html":
 		return &Problem{Kind: KindAddress,
 			Cause: fmt.Sprintf("an HTML page came back instead of the API (status %d)", e.StatusCode),

@@ -95,7 +95,14 @@ func TestExplain(t *testing.T) {
 		{"401", plain(answer(401, "application/json", `{"message":"Workspace agent not authorized."}`)), KindRefused, []string{"not authorized", "token"}},
 		{"404", plain(answer(404, "application/json", `{"message":"Instance with id \"i-1\" not found."}`)), KindUnknown, []string{"i-1", "declared"}},
 		{"409", plain(answer(409, "application/json", `{"message":"Multiple agents found with instance ID \"i-1\". Set CODER_AGENT_NAME to one of: a, b"}`)), KindAmbiguous, []string{"a, b", "BERTH_AGENT_NAME"}},
-		{"429", plain(answer(429, "application/json", `{"message":"Slow down."}`)), KindBusy, []string{"Slow down"}},
+		{"401 with another clock", plain(answer(401, "application/json", `{"message":"Invalid GCP identity."}`, "Date", "Thu, 01 Jan 1970 00:00:00 GMT")), KindRefused, []string{"clock differs", "set the clocks"}},
+		{"403", plain(answer(403, "application/json", `{"message":"Forbidden."}`)), KindRefused, []string{"Forbidden", "right to do this"}},
+		{"an older build", plain(answer(400, "application/json", `{"message":"Resource found for id \"i-1\", but isn't registered on the latest history."}`)), KindUnknown, []string{"i-1", "new build"}},
+		{"409 for another key", plain(answer(409, "application/json", `{"message":"Another key.","validations":[{"field":"proof_key","detail":"differs"}]}`)), KindAmbiguous, []string{"Another key", "forget its key"}},
+		{"425", plain(answer(425, "application/json", `{"message":"The build still runs."}`)), KindEarly, []string{"still runs", "build is done"}},
+		{"429", plain(answer(429, "application/json", `{"message":"Slow down."}`)), KindOften, []string{"Slow down", "less often"}},
+		{"429 of a proxy", plain(answer(429, "text/html", "<html>slow down")), KindOften, []string{"proxy", "less often"}},
+		{"503", plain(answer(503, "application/json", `{"message":"Starting."}`)), KindBusy, []string{"Starting", "wait"}},
 		{"500", plain(answer(500, "application/json", `{"message":"An internal server error occurred.","detail":"disk full"}`)), KindServer, []string{"disk full"}},
 		{"502 of a proxy", plain(answer(502, "text/html", "<html>bad gateway")), KindBusy, []string{"proxy"}},
 		{"unknown name", func(*testing.T) string { return "http://no-such-host.invalid" }, KindUnreachable, []string{"no-such-host.invalid"}},
@@ -174,5 +181,38 @@ func TestExplainClock(t *testing.T) {
 	err := fmt.Errorf("dial: %w", &tls.CertificateVerificationError{Err: x509.CertificateInvalidError{Cert: cert, Reason: x509.Expired}})
 	if p := Explain(err); p.Kind != KindTrust {
 		t.Errorf("kind %s", p.Kind)
+	}
+}
+
+func TestExplainRetryAfter(t *testing.T) {
+	for _, tt := range []struct {
+		status int
+		header []string
+		want   time.Duration
+	}{
+		{503, nil, 0},
+		{503, []string{"Retry-After", "7"}, 7 * time.Second},
+		{425, []string{"Retry-After", "2"}, 2 * time.Second},
+		{429, []string{"Retry-After", "99999999999999999999"}, 0},
+		{429, []string{"Retry-After", "4000000000"}, wire.MaxRetryAfter},
+		{503, []string{"Retry-After", "-1"}, 0},
+		{503, []string{"Date", "Thu, 26 Nov 2026 10:00:00 GMT", "Retry-After", "Thu, 26 Nov 2026 09:00:00 GMT"}, 0},
+	} {
+		for _, contentType := range []string{"application/json", "text/html"} {
+			s := httptest.NewServer(answer(tt.status, contentType, `{"message":"wait"}`, tt.header...))
+			u, err := url.Parse(s.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := New(Config{URL: u, HTTP: s.Client()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = c.Agents(t.Context())
+			s.Close()
+			if p := Explain(err); p.RetryAfter != tt.want && (contentType == "application/json" || tt.status != 425) {
+				t.Errorf("%d %v %s: wait %v, want %v", tt.status, tt.header, contentType, p.RetryAfter, tt.want)
+			}
+		}
 	}
 }

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
@@ -17,91 +17,50 @@ import (
 	"github.com/berthd/berth/wire"
 )
 
-// Deadlines of all steps together, and of the question whether anything answers at all.
+// Variables of the AWS SDK.
 const (
-	awsFetchTimeout = 8 * time.Second
-	awsProbeTimeout = time.Second
+	awsEndpointEnv = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+	awsModeEnv     = "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE"
+	awsDisabledEnv = "AWS_EC2_METADATA_DISABLED"
 )
 
-// Variables of the AWS SDK, and where its service is when they say nothing.
-const (
-	awsEndpointEnv     = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
-	awsDisabledEnv     = "AWS_EC2_METADATA_DISABLED"
-	awsDefaultEndpoint = "http://169.254.169.254"
-)
-
-// AWSConfig says how an EC2 instance gets its token.
-type AWSConfig struct {
-	// AgentName selects among several agents of the instance; empty when there is one.
-	AgentName string
-	// Exchange reaches the control server.
-	Exchange *Exchanger
-	// Endpoint of the metadata service; empty means AWS_EC2_METADATA_SERVICE_ENDPOINT, else
-	// http://169.254.169.254.
-	Endpoint string
-	// Stage, if set, is told each step that is done and how long it took.
-	Stage func(name string, took time.Duration)
-}
-
-// Stages that an exchanging source reports.
-const (
-	StageFetched   = "identity fetched"
-	StageExchanged = "token exchanged"
-)
+// awsIPv6 is where the service is too, on machines that have it switched on.
+const awsIPv6 = "http://[fd00:ec2::254]"
 
 // AWS proves which EC2 instance this is with the document that its metadata service signs. It
-// speaks IMDSv2 only, and never through a proxy.
-func AWS(config AWSConfig) Source {
-	if config.Endpoint == "" {
-		config.Endpoint = os.Getenv(awsEndpointEnv)
+// speaks IMDSv2 only. The service is at AWS_EC2_METADATA_SERVICE_ENDPOINT, else at AWS's IPv4 or IPv6
+// address, whichever answers.
+func AWS(config CloudConfig) Source { return newCloudSource(awsCloud{}, config) }
+
+type awsCloud struct{}
+
+func (awsCloud) provider() string { return wire.ProviderAWS }
+
+func (awsCloud) title() string { return "AWS" }
+
+func (awsCloud) endpoints() (list []string, told string) {
+	if e := os.Getenv(awsEndpointEnv); e != "" {
+		return []string{e}, awsEndpointEnv
 	}
-	if config.Endpoint == "" {
-		config.Endpoint = awsDefaultEndpoint
+	if strings.EqualFold(os.Getenv(awsModeEnv), "IPv6") {
+		return []string{awsIPv6}, ""
 	}
-	config.Endpoint = strings.TrimRight(config.Endpoint, "/")
-	if config.Stage == nil {
-		config.Stage = func(string, time.Duration) {}
-	}
-	return &awsSource{config}
+	return []string{linkLocal, awsIPv6}, ""
 }
 
-type awsSource struct{ AWSConfig }
-
-func (*awsSource) String() string { return "AWS instance identity" }
-
-func (s *awsSource) Token(ctx context.Context) (wire.Secret, error) {
-	start := time.Now()
-	proof, err := s.fetch(ctx)
-	if err != nil {
-		return "", fmt.Errorf("cannot get this machine's identity from AWS: %w", err)
-	}
-	s.Stage(StageFetched, time.Since(start))
-	start = time.Now()
-	token, err := s.Exchange.AWS(ctx, proof)
-	if err != nil {
-		return "", err
-	}
-	s.Stage(StageExchanged, time.Since(start))
-	return token, nil
-}
-
-// fetch reads the document and its signature as they are: the signature covers the exact bytes.
-func (s *awsSource) fetch(ctx context.Context) (wire.AWSInstanceIdentity, error) {
-	ctx, cancel := context.WithTimeout(ctx, awsFetchTimeout)
-	defer cancel()
-	metadata := newMetadataTransport()
-	defer metadata.CloseIdleConnections()
+// fetch reads the document and its signatures as they are: they cover the exact bytes.
+func (awsCloud) fetch(ctx context.Context, m *metadata, want request) (proof, error) {
 	// A client of its own for each attempt: one that met a hanging service does not ask again.
 	client := imds.New(imds.Options{
-		Endpoint:       s.Endpoint,
-		HTTPClient:     metadata.client(),
+		Endpoint:       m.endpoint,
+		HTTPClient:     m.client(),
 		Retryer:        aws.NopRetryer{}, // the caller comes again, with its own pace
 		EnableFallback: aws.FalseTernary, // never IMDSv1
 	})
 	get := func(name string) (string, error) {
 		out, err := client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: "instance-identity/" + name})
 		if err != nil {
-			return "", s.explain(ctx, metadata, err)
+			return "", err
 		}
 		defer out.Content.Close()
 		text, err := io.ReadAll(out.Content)
@@ -110,56 +69,91 @@ func (s *awsSource) fetch(ctx context.Context) (wire.AWSInstanceIdentity, error)
 		}
 		return string(text), nil
 	}
-	signature, err := get("signature")
-	if err != nil {
-		return wire.AWSInstanceIdentity{}, err
+	body := &wire.AWSInstanceIdentity{AgentName: want.agentName}
+	var err error
+	if body.Signature, err = get("signature"); err != nil {
+		return proof{}, err
 	}
-	document, err := get("document")
-	if err != nil {
-		return wire.AWSInstanceIdentity{}, err
+	if body.Document, err = get("document"); err != nil {
+		return proof{}, err
 	}
-	return wire.AWSInstanceIdentity{Signature: signature, Document: document, AgentName: s.AgentName}, nil
+	if err := checkAWSDocument(body.Document); err != nil {
+		return proof{}, &Failure{
+			Cause: fmt.Sprintf("what answers at %s gives no identity document as AWS's metadata service does: %v", m.endpoint, err),
+			Fix:   "see whether an emulator answers in its place, " + instead, err: err,
+		}
+	}
+	if want.challenge.RSA2048 {
+		// Emulators lack it; the other signature does then.
+		body.SignatureRSA2048, err = get("rsa2048")
+		if err != nil && m.status != http.StatusNotFound {
+			return proof{}, err
+		}
+	}
+	return proof{body, body.Signature, &body.IdentityProof}, nil
 }
 
-// explain says why the metadata service gave nothing, and what to do about it.
-func (s *awsSource) explain(ctx context.Context, metadata *metadataTransport, err error) error {
-	var dial *net.OpError
+// checkAWSDocument tells an identity document from whatever else may answer. The server verifies it.
+func checkAWSDocument(text string) error {
+	var document struct {
+		InstanceID string `json:"instanceId"`
+	}
+	if err := json.Unmarshal([]byte(text), &document); err != nil {
+		return fmt.Errorf("it is not JSON: %w", err)
+	}
+	if document.InstanceID == "" {
+		return errors.New("it names no instance")
+	}
+	return nil
+}
+
+const awsHopLimitFix = "run aws ec2 modify-instance-metadata-options --instance-id <id> --http-put-response-hop-limit 2, or use the host's network, " + instead
+
+func (c awsCloud) explain(ctx context.Context, m *metadata) *Failure {
 	var late net.Error
 	switch {
 	case strings.EqualFold(os.Getenv(awsDisabledEnv), "true"):
-		return fmt.Errorf("%s=true in the environment forbids it: unset it for the agent", awsDisabledEnv)
-	case metadata.status == http.StatusForbidden:
-		return fmt.Errorf("its metadata service is switched off for this instance (status 403): "+
-			"run aws ec2 modify-instance-metadata-options --instance-id <id> --http-endpoint enabled, or use a token file: %w", err)
-	case metadata.status == http.StatusNotFound, metadata.status == http.StatusMethodNotAllowed, metadata.status == http.StatusNotImplemented:
-		return fmt.Errorf("what answers at %s is not AWS's metadata service (status %d): "+
-			"is this machine on another cloud? Choose its own identity or a token file: %w", s.Endpoint, metadata.status, err)
-	case metadata.status != 0:
-		return fmt.Errorf("its metadata service gave a strange answer (status %d): %w", metadata.status, err)
-	case errors.As(metadata.failure, &dial) && dial.Op == "dial":
-		return fmt.Errorf("there is no metadata service at %s: this machine is not on AWS, or a firewall or network policy "+
-			"is in the way; use a token file there: %w", s.Endpoint, err)
-	case errors.As(metadata.failure, &late) && late.Timeout() && s.answers(ctx, metadata):
-		return fmt.Errorf("the metadata service answers at %s, yet its token does not arrive: the response may travel one hop only, "+
-			"which ends before a container's own network. Run aws ec2 modify-instance-metadata-options --instance-id <id> "+
-			"--http-put-response-hop-limit 2, or use the host's network, or a token file: %w", s.Endpoint, err)
-	default:
-		return fmt.Errorf("the metadata service at %s does not answer: %w", s.Endpoint, err)
+		return &Failure{
+			Cause: awsDisabledEnv + "=true in the environment forbids to ask AWS's metadata service",
+			Fix:   "unset it for the agent",
+		}
+	case m.status == http.StatusForbidden && m.header.Get("Via") == "":
+		return &Failure{
+			Cause: "AWS's metadata service is switched off for this instance, or a proxy in between adds X-Forwarded-For (status 403)",
+			Fix:   "run aws ec2 modify-instance-metadata-options --instance-id <id> --http-endpoint enabled, " + instead,
+		}
+	case errors.As(m.failure, &late) && late.Timeout() && !isDial(m.failure) && c.answers(ctx, m.endpoint):
+		return &Failure{
+			Cause: fmt.Sprintf("AWS's metadata service answers at %s, yet its token does not arrive: with a hop limit of 1 the response ends before a container's own network", m.endpoint),
+			Fix:   awsHopLimitFix,
+		}
 	}
+	return nil
 }
 
-// answers tells whether anything speaks HTTP at the endpoint. Without a token AWS says 401 at once.
-func (s *awsSource) answers(ctx context.Context, metadata *metadataTransport) bool {
-	ctx, cancel := context.WithTimeout(ctx, awsProbeTimeout)
+// answers tells whether requests without a token are answered. AWS says 401 at once.
+func (awsCloud) answers(ctx context.Context, endpoint string) bool {
+	ctx, cancel := context.WithTimeout(ctx, metadataProbeTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Endpoint+"/latest/meta-data/", nil)
-	if err != nil {
+	m := newMetadata(endpoint)
+	defer m.close()
+	_, err := m.ask(ctx, http.MethodGet, "/latest/meta-data/")
+	return err == nil
+}
+
+// probe takes the refusal of a request without a token as proof: it also comes where the hop limit
+// keeps tokens back. Services that imitate AWS's older ways have no tokens.
+func (awsCloud) probe(ctx context.Context, m *metadata) bool {
+	if _, err := m.ask(ctx, http.MethodGet, "/latest/meta-data/"); err != nil {
 		return false
 	}
-	resp, err := metadata.client().Do(req)
-	if err != nil {
+	if m.status == http.StatusUnauthorized {
+		return true
+	}
+	if m.status != http.StatusOK {
 		return false
 	}
-	resp.Body.Close()
-	return true
+	const ttl = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+	_, err := m.ask(ctx, http.MethodPut, "/latest/api/token", ttl, "60")
+	return err == nil && m.status == http.StatusOK && m.header.Get(ttl) != ""
 }

@@ -1,39 +1,53 @@
 package identity
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
 )
+
+// linkLocal is where every cloud has its metadata service.
+const linkLocal = "http://169.254.169.254"
 
 // Limits of a metadata service. It is on the same host and answers within milliseconds, except
 // while a machine is starting.
 const (
 	metadataDialTimeout   = time.Second
 	metadataHeaderTimeout = 2 * time.Second
+	metadataProbeTimeout  = time.Second
 	metadataMaxBody       = 64 << 10 // bytes; what clouds sign has 0.5 to 6 KiB
 )
 
-// metadataTransport carries the requests of one attempt to a link-local metadata service of any
-// cloud: not through a proxy, which would carry another machine's identity or leak this one's, and
+// metadata carries the requests of one attempt to the metadata service at one endpoint: not through a
+// proxy, which would carry another machine's identity or leak this one's, following no redirect, and
 // with every body bounded, wherever it is read. It remembers how the last request went, since not
 // every SDK passes that on.
-type metadataTransport struct {
-	http    http.Transport
-	status  int   // of the last answer, 0 when there was none
-	failure error // of the last request, nil when it was answered
+type metadata struct {
+	endpoint string // scheme and host, without a final slash
+	http     http.Transport
+	status   int         // of the last answer, 0 when there was none
+	header   http.Header // of the last answer
+	failure  error       // of the last request, nil when it was answered
 }
 
-func newMetadataTransport() *metadataTransport {
-	return &metadataTransport{http: http.Transport{
-		Proxy:                 nil,
-		DialContext:           (&net.Dialer{Timeout: metadataDialTimeout}).DialContext,
-		ResponseHeaderTimeout: metadataHeaderTimeout,
-	}}
+func newMetadata(endpoint string) *metadata {
+	return &metadata{
+		endpoint: strings.TrimRight(endpoint, "/"),
+		http: http.Transport{
+			Proxy:                 nil,
+			DialContext:           (&net.Dialer{Timeout: metadataDialTimeout}).DialContext,
+			ResponseHeaderTimeout: metadataHeaderTimeout,
+		},
+	}
 }
 
-// client follows no redirect.
-func (m *metadataTransport) client() *http.Client {
+func (m *metadata) client() *http.Client {
 	return &http.Client{
 		Transport:     m,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -41,14 +55,145 @@ func (m *metadataTransport) client() *http.Client {
 }
 
 // RoundTrip implements [http.RoundTripper]. It is not for concurrent use.
-func (m *metadataTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+func (m *metadata) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := m.http.RoundTrip(req)
-	m.status, m.failure = 0, err
+	m.status, m.header, m.failure = 0, nil, err
 	if err == nil {
-		m.status = resp.StatusCode
+		m.status, m.header = resp.StatusCode, resp.Header
 		resp.Body = http.MaxBytesReader(nil, resp.Body, metadataMaxBody)
 	}
 	return resp, err
 }
 
-func (m *metadataTransport) CloseIdleConnections() { m.http.CloseIdleConnections() }
+func (m *metadata) close() { m.http.CloseIdleConnections() }
+
+// ask makes a request with headers given by name and value, and returns the whole body of an answer
+// of any status.
+func (m *metadata) ask(ctx context.Context, method, path string, header ...string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, method, m.endpoint+path, nil)
+	if err != nil {
+		return "", err
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := m.client().Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return string(body), err
+}
+
+// reachable returns the first of the endpoints of one service that takes a connection; when none does,
+// the first in the list.
+func reachable(ctx context.Context, endpoints []string) string {
+	if len(endpoints) == 1 {
+		return endpoints[0]
+	}
+	ctx, cancel := context.WithTimeout(ctx, metadataDialTimeout)
+	defer cancel()
+	taken := make(chan string, len(endpoints))
+	for _, endpoint := range endpoints {
+		go func() {
+			if !connects(ctx, endpoint) {
+				endpoint = ""
+			}
+			taken <- endpoint
+		}()
+	}
+	found := ""
+	for range endpoints {
+		if endpoint := <-taken; endpoint != "" && found == "" {
+			found = endpoint
+			cancel()
+		}
+	}
+	if found == "" {
+		found = endpoints[0]
+	}
+	return found
+}
+
+func connects(ctx context.Context, endpoint string) bool {
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return false
+	}
+	host := u.Host
+	if u.Port() == "" {
+		host += ":80"
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", host)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+// instead is the end of many a fix.
+const instead = "or use a token file (--auth token --token-file)"
+
+// explain says why the metadata service of a cloud gave nothing, and what to do about it.
+func (m *metadata) explain(ctx context.Context, c cloud, err error) error {
+	if known := new(Failure); errors.As(err, &known) {
+		return err
+	}
+	if f := c.explain(ctx, m); f != nil {
+		f.err = err
+		return f
+	}
+	f := &Failure{err: err}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return err
+	case m.header.Get("Via") != "" || m.status == http.StatusProxyAuthRequired:
+		f.Cause = fmt.Sprintf("a proxy answers in place of %s's metadata service at %s (status %d)", c.title(), m.endpoint, m.status)
+		f.Fix = "exempt that address from the proxy or the redirection to it"
+	case m.status >= 400 && m.status < 500 && m.status != http.StatusTooManyRequests:
+		other := m.otherCloud(ctx, c)
+		if other == nil {
+			f.Cause = fmt.Sprintf("what answers at %s is not %s's metadata service (status %d)", m.endpoint, c.title(), m.status)
+			f.Fix = "choose the cloud that this machine is on, or --auth auto to find it, " + instead
+			break
+		}
+		f.Cause = fmt.Sprintf("this machine is not on %s but on %s", c.title(), other.title())
+		f.Fix = "choose --auth " + authOf(other)
+	case m.status != 0 && m.failure == nil:
+		f.Cause = fmt.Sprintf("%s's metadata service at %s gave a strange answer (status %d): %v", c.title(), m.endpoint, m.status, err)
+		f.Fix = "see whether something else answers there, " + instead
+	case isDial(m.failure):
+		f.Cause = fmt.Sprintf("there is no metadata service at %s (%v)", m.endpoint, m.failure)
+		f.Fix = fmt.Sprintf("if this machine is on %s, let it through the firewall or network policy; else choose another --auth, %s", c.title(), instead)
+	default:
+		f.Cause = fmt.Sprintf("%s's metadata service at %s does not answer: %v", c.title(), m.endpoint, err)
+		f.Fix = "see that no firewall, network policy or hypervisor keeps the answer back, " + instead
+	}
+	return f
+}
+
+// otherCloud returns whose service it really is at the endpoint, if it is another's than c's.
+func (m *metadata) otherCloud(ctx context.Context, c cloud) cloud {
+	ctx, cancel := context.WithTimeout(ctx, metadataProbeTimeout)
+	defer cancel()
+	for _, other := range clouds {
+		if other == c {
+			continue
+		}
+		probe := newMetadata(m.endpoint)
+		is := other.probe(ctx, probe)
+		probe.close()
+		if is {
+			return other
+		}
+	}
+	return nil
+}
+
+// isDial tells whether a request failed before there was a connection.
+func isDial(err error) bool {
+	var dial *net.OpError
+	return errors.As(err, &dial) && dial.Op == "dial"
+}

@@ -6,13 +6,16 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Error is the body of every failed HTTP answer. As a Go error it also carries the status.
 type Error struct {
 	// StatusCode is the HTTP status it came with; 0 when made locally.
 	StatusCode int `json:"-"`
+	AnswerTiming
 	// Message is one sentence for people, Detail what is behind it.
 	Message     string       `json:"message"`
 	Detail      string       `json:"detail,omitempty"`
@@ -23,6 +26,34 @@ type Error struct {
 type Validation struct {
 	Field  string `json:"field"`
 	Detail string `json:"detail"`
+}
+
+// AnswerTiming is what the headers of a failed answer say about time.
+type AnswerTiming struct {
+	// RetryAfter is how long to wait before the same is asked again, at most [MaxRetryAfter]; 0 when
+	// nothing is said.
+	RetryAfter time.Duration `json:"-"`
+	// ClockOffset is how far the other side's clock is ahead of ours, in whole minutes; 0 when it is
+	// less, or not known.
+	ClockOffset time.Duration `json:"-"`
+}
+
+// MaxRetryAfter bounds for how long a server may send a client away.
+const MaxRetryAfter = 5 * time.Minute
+
+func readTiming(h http.Header, now time.Time) AnswerTiming {
+	var t AnswerTiming
+	if date, err := http.ParseTime(h.Get("Date")); err == nil {
+		t.ClockOffset = date.Sub(now).Truncate(time.Minute)
+	}
+	after := h.Get("Retry-After")
+	if seconds, err := strconv.ParseUint(after, 10, 32); err == nil {
+		t.RetryAfter = time.Duration(seconds) * time.Second
+	} else if date, err := http.ParseTime(after); err == nil {
+		t.RetryAfter = date.Sub(now) - t.ClockOffset
+	}
+	t.RetryAfter = min(max(0, t.RetryAfter), MaxRetryAfter)
+	return t
 }
 
 // Error implements error.
@@ -56,6 +87,7 @@ type UnexpectedResponse struct {
 	Location string
 	// Body is its beginning, at most 512 bytes.
 	Body string
+	AnswerTiming
 }
 
 // Error implements error.
@@ -72,8 +104,9 @@ func (e *UnexpectedResponse) Error() string {
 func ReadError(resp *http.Response) error {
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, MaxJSONBody))
 	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	timing := readTiming(resp.Header, time.Now())
 	if media == "application/json" && resp.StatusCode >= 400 {
-		e := &Error{StatusCode: resp.StatusCode}
+		e := &Error{StatusCode: resp.StatusCode, AnswerTiming: timing}
 		if json.Unmarshal(body, e) == nil && e.Message != "" {
 			return e
 		}
@@ -86,6 +119,8 @@ func ReadError(resp *http.Response) error {
 		ContentType: media,
 		Location:    resp.Header.Get("Location"),
 		Body:        string(body[:min(len(body), 512)]),
+
+		AnswerTiming: timing,
 	}
 }
 

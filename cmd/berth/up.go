@@ -266,7 +266,7 @@ func startStack(ctx context.Context, log *slog.Logger, home home) (_ *stack, err
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on loopback: %w", err)
 	}
-	s.serves.Go(func() error { return cloud.Serve(running, metadata) })
+	s.serves.Go(func() error { return testnet.Serve(running, metadata, cloud) })
 	if err := s.startServer(running, cloud, log); err != nil {
 		return nil, err
 	}

@@ -10,9 +10,9 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
-	"time"
 
 	"github.com/berthd/berth/agent"
 	"github.com/berthd/berth/client"
@@ -94,7 +94,7 @@ func (s *settings) agentConfig(log *slog.Logger, tell func(agent.Event)) (agent.
 	}
 	cfg := agent.Config{
 		Server:        agent.Server{URL: server, HTTP: reach, Header: s.server.header.Header},
-		ExitOnRefused: s.identity.exitOnRefused,
+		OnRefused:     s.identity.onRefused(os.Getpid()),
 		Dirs:          agent.Dirs{Logs: s.dirs.logs, ScriptData: s.dirs.scriptData},
 		Services: agent.Services{
 			SSHMaxTimeout:            s.services.sshMaxTimeout,
@@ -113,38 +113,14 @@ func (s *settings) agentConfig(log *slog.Logger, tell func(agent.Event)) (agent.
 	if t, ok := reach.Transport.(*http.Transport); ok {
 		cfg.Server.TLS = t.TLSClientConfig.Clone()
 	}
-	cfg.Identity, err = s.identity.source(cfg.Server, log, tell)
+	cfg.Identity, err = s.identity.source(cfg.Server, filepath.Join(s.dirs.state, proofKeyFile), log, tell)
 	return cfg, err
-}
-
-// source returns where the token comes from.
-func (s *identitySettings) source(server agent.Server, log *slog.Logger, tell func(agent.Event)) (identity.Source, error) {
-	switch s.auth {
-	case "token":
-		switch {
-		case s.token != "":
-			return identity.Token(s.token), nil
-		case s.tokenFile != "":
-			return identity.TokenFile(s.tokenFile, func(warning string) { log.Warn(warning) }), nil
-		}
-		return nil, usagef("there is no token: set BERTH_TOKEN (or CODER_AGENT_TOKEN) or --token-file, or choose --auth aws-instance-identity")
-	case "aws-instance-identity":
-		return identity.AWS(identity.AWSConfig{
-			AgentName: s.agentName,
-			Exchange:  &identity.Exchanger{URL: server.URL, HTTP: server.HTTP, Header: server.Header},
-			Stage: func(name string, took time.Duration) {
-				steps := map[string]agent.Step{identity.StageFetched: agent.StepIdentity, identity.StageExchanged: agent.StepExchange}
-				tell(agent.Event{Time: time.Now(), Step: steps[name], Took: took.Milliseconds(), Detail: "AWS instance identity"})
-			},
-		}), nil
-	}
-	return nil, usagef("--auth %q is not known: use token or aws-instance-identity", s.auth)
 }
 
 // prepareEnvironment makes the process environment what children may inherit: no credentials of
 // ours, and the way to report to us.
 func prepareEnvironment(socket string) error {
-	for _, name := range []string{envToken, envTokenFallback, "BERTH_HEADER", "CODER_AGENT_HEADER"} {
+	for _, name := range []string{envToken, envTokenFallback, identity.EnvCredentials, "BERTH_HEADER", "CODER_AGENT_HEADER"} {
 		if err := os.Unsetenv(name); err != nil {
 			return fmt.Errorf("cannot clear %s: %w", name, err)
 		}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/berthd/berth/identity"
 	"github.com/berthd/berth/wire"
 )
 
@@ -36,8 +37,10 @@ type identitySettings struct {
 	auth          string
 	token         wire.Secret // from the environment only
 	tokenFile     string
+	credential    string
+	credentials   string // the directory that systemd keeps them in
 	agentName     string
-	exitOnRefused bool
+	exitOnRefused *bool // nil when nothing is said
 }
 
 type dirSettings struct{ state, logs, scriptData string }
@@ -83,6 +86,17 @@ func toggle(field func(*settings) *bool) func(*flag.FlagSet, *settings, string, 
 	return func(fs *flag.FlagSet, s *settings, name, usage string) { fs.BoolVar(field(s), name, false, usage) }
 }
 
+// choice is a toggle that tells whether it was given.
+func choice(field func(*settings) **bool) func(*flag.FlagSet, *settings, string, string) {
+	return func(fs *flag.FlagSet, s *settings, name, usage string) {
+		fs.BoolFunc(name, usage, func(text string) error {
+			on, err := strconv.ParseBool(text)
+			*field(s) = &on
+			return err
+		})
+	}
+}
+
 func span(field func(*settings) *time.Duration, preset time.Duration) func(*flag.FlagSet, *settings, string, string) {
 	return func(fs *flag.FlagSet, s *settings, name, usage string) { fs.DurationVar(field(s), name, preset, usage) }
 }
@@ -92,17 +106,20 @@ var options = []option{
 		usage: "`URL` of the control server",
 		bind:  text(func(s *settings) *string { return &s.server.url }, "")},
 	{name: "auth", env: "BERTH_AUTH", fallback: "CODER_AGENT_AUTH",
-		usage: "how to prove who this is: token or aws-instance-identity",
+		usage: "how to prove who this is: token, auto (a token if there is one, else the cloud that is found), aws-instance-identity, azure-instance-identity, google-instance-identity or kubernetes-service-account",
 		bind:  text(func(s *settings) *string { return &s.identity.auth }, "token")},
 	{name: "token-file", env: "BERTH_TOKEN_FILE", fallback: "CODER_AGENT_TOKEN_FILE",
 		usage: "`file` that holds the token, read anew at each connection (the token itself goes into BERTH_TOKEN only)",
 		bind:  text(func(s *settings) *string { return &s.identity.tokenFile }, "")},
+	{name: "credential", env: "BERTH_CREDENTIAL",
+		usage: "`name` of the systemd credential with the token; where there is one, it is used before all else",
+		bind:  text(func(s *settings) *string { return &s.identity.credential }, "agent-token")},
 	{name: "agent-name", env: "BERTH_AGENT_NAME", fallback: "CODER_AGENT_NAME",
 		usage: "`name` of this agent, where one machine has several",
 		bind:  text(func(s *settings) *string { return &s.identity.agentName }, "")},
 	{name: "exit-on-refused", env: "BERTH_EXIT_ON_REFUSED",
-		usage: "exit with 77 when the server refuses the token, instead of trying again",
-		bind:  toggle(func(s *settings) *bool { return &s.identity.exitOnRefused })},
+		usage: "exit with 77 when the server refuses the token twice; false never does. Without it, berthd leaves when a token was good, is refused for 20 s and cannot be had anew, unless it is process 1",
+		bind:  choice(func(s *settings) **bool { return &s.identity.exitOnRefused })},
 	{name: "header", env: "BERTH_HEADER", fallback: "CODER_AGENT_HEADER",
 		usage: "`key=value` header for every request to the server and relay; repeatable, in the variable separated by commas",
 		bind:  func(fs *flag.FlagSet, s *settings, name, usage string) { fs.Var(&s.server.header, name, usage) }},
@@ -217,6 +234,7 @@ func parseSettings(args []string, env environment) (*settings, error) {
 	}
 	_, token := env.first(envToken, envTokenFallback)
 	s.identity.token = wire.Secret(token)
+	s.identity.credentials = env[identity.EnvCredentials]
 	if s.dirs.state == "" {
 		dir, err := defaultStateDir(os.Getuid(), env)
 		if err != nil {

@@ -2,12 +2,17 @@ package berthd
 
 import (
 	"bytes"
+	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/berthd/berth/agent"
 )
 
 func parse(t *testing.T, env environment, args ...string) *settings {
@@ -197,6 +202,58 @@ func TestFirstLineOfVersion(t *testing.T) {
 		}
 		if line, _, _ := strings.Cut(out.String(), "\n"); !strings.Contains(line, "Coder") || !strings.HasPrefix(line, "berthd v") {
 			t.Errorf("first line %q", line)
+		}
+	}
+}
+
+// TestSources: which source the settings choose, and in what order tokens are looked for.
+func TestSources(t *testing.T) {
+	credentials := t.TempDir()
+	if err := os.WriteFile(filepath.Join(credentials, "agent-token"), []byte("x"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		env  environment
+		want string
+	}{
+		"variable":                  {environment{"BERTH_TOKEN": "x"}, "token"},
+		"file":                      {environment{"BERTH_TOKEN_FILE": "/f"}, "token file /f"},
+		"variable before file":      {environment{"BERTH_TOKEN": "x", "BERTH_TOKEN_FILE": "/f"}, "token"},
+		"credential before both":    {environment{"BERTH_TOKEN": "x", "BERTH_TOKEN_FILE": "/f", "CREDENTIALS_DIRECTORY": credentials}, "systemd credential agent-token"},
+		"no such credential":        {environment{"BERTH_TOKEN": "x", "BERTH_CREDENTIAL": "other", "CREDENTIALS_DIRECTORY": credentials}, "token"},
+		"AWS":                       {environment{"BERTH_TOKEN": "x", "CODER_AGENT_AUTH": "aws-instance-identity"}, "AWS instance identity"},
+		"Azure":                     {environment{"BERTH_AUTH": "azure-instance-identity"}, "Azure instance identity"},
+		"Google":                    {environment{"BERTH_AUTH": "google-instance-identity"}, "Google Cloud instance identity"},
+		"Kubernetes":                {environment{"BERTH_AUTH": "kubernetes-service-account"}, "Kubernetes service-account token /var/run/secrets/berth/token"},
+		"Kubernetes elsewhere":      {environment{"BERTH_AUTH": "kubernetes-service-account", "BERTH_TOKEN_FILE": "/f"}, "Kubernetes service-account token /f"},
+		"auto with a token":         {environment{"BERTH_AUTH": "auto", "BERTH_TOKEN": "x"}, "token"},
+		"auto with a credential":    {environment{"BERTH_AUTH": "auto", "CREDENTIALS_DIRECTORY": credentials}, "systemd credential agent-token"},
+		"auto with nothing of this": {environment{"BERTH_AUTH": "auto"}, "the cloud's instance identity, once it is known which cloud this is"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := parse(t, tt.env)
+			source, err := s.identity.source(agent.Server{}, "", slog.New(slog.DiscardHandler), func(agent.Event) {})
+			if err != nil || source.String() != tt.want {
+				t.Errorf("source %v, %v; want %s", source, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestOnRefused(t *testing.T) {
+	for name, tt := range map[string]struct {
+		args []string
+		pid  int
+		want agent.RefusedPolicy
+	}{
+		"nothing said":         {nil, 7, agent.ExitWhenLost},
+		"process 1":            {nil, 1, agent.StayWhenRefused},
+		"exit":                 {[]string{"--exit-on-refused"}, 7, agent.ExitWhenRefused},
+		"process 1 shall exit": {[]string{"--exit-on-refused=true"}, 1, agent.ExitWhenRefused},
+		"stay":                 {[]string{"--exit-on-refused=false"}, 7, agent.StayWhenRefused},
+	} {
+		if got := parse(t, nil, tt.args...).identity.onRefused(tt.pid); got != tt.want {
+			t.Errorf("%s: policy %d, want %d", name, got, tt.want)
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package testnet
 
 import (
-	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -9,10 +8,8 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"sync/atomic"
@@ -34,6 +31,9 @@ const (
 	// AWSHopLimit never answers a request for a token and everything else as before: how a response
 	// limited to one hop looks from a container with a network of its own.
 	AWSHopLimit
+	// AWSOneHop answers requests for a token in packets that travel one hop only, as EC2 does by
+	// default. It works under [Serve].
+	AWSOneHop
 )
 
 // Headers of IMDSv2.
@@ -89,25 +89,6 @@ func (f *FakeAWS) Certificates() []*x509.Certificate { return f.signer.Certifica
 // SetMode changes the behaviour for the requests to come.
 func (f *FakeAWS) SetMode(mode FakeAWSMode) { f.mode.Store(int32(mode)) }
 
-// Serve answers on ln, which it closes, until ctx is done, and then returns nil.
-// AWS_EC2_METADATA_SERVICE_ENDPOINT=http://<address> points a client there.
-func (f *FakeAWS) Serve(ctx context.Context, ln net.Listener) error {
-	srv := &http.Server{Handler: f, ReadHeaderTimeout: 5 * time.Second}
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		srv.Close()
-	})
-	err := srv.Serve(ln)
-	if !stop() {
-		<-stopped
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return fmt.Errorf("cannot serve the fake AWS: %w", err)
-}
-
 // ServeHTTP implements [http.Handler].
 func (f *FakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	mode := FakeAWSMode(f.mode.Load())
@@ -118,6 +99,12 @@ func (f *FakeAWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if mode == AWSHopLimit {
 			<-r.Context().Done()
 			return
+		}
+		if mode == AWSOneHop {
+			if err := oneHop(w, r); err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
 		}
 		f.serveToken(w, r)
 	case r.Method != http.MethodGet:

@@ -139,7 +139,7 @@ func TestFakeAWSModes(t *testing.T) {
 	}
 }
 
-func TestFakeAWSServe(t *testing.T) {
+func TestServe(t *testing.T) {
 	f, _ := newFake(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -147,7 +147,7 @@ func TestFakeAWSServe(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- f.Serve(ctx, ln) }()
+	go func() { done <- Serve(ctx, ln, f) }()
 	if status, _, _ := do(t, "GET", "http://"+ln.Addr().String()+"/"); status != 401 {
 		t.Errorf("status %d, want 401", status)
 	}

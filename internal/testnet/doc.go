@@ -1,7 +1,7 @@
 // Package testnet stands in for the outside world, so that a test or `berth up` needs none of it.
 //
-// [NewFakeAWS] makes a machine's metadata service as on EC2; it is an http.Handler for a test and
-// [FakeAWS.Serve] runs it on a listener. [AWSSigner], [AzureSigner] and [GoogleSigner] sign what the
-// metadata services of the three clouds hand out, in the exact shape of the real documents but with
-// keys of their own.
+// [FakeAWS], [FakeAzure] and [FakeGoogle] are the metadata services of a machine in each of the three
+// clouds, and [FakeAIA] serves certificates of issuers; all are http.Handlers for a test, and [Serve]
+// runs one on a listener. [AWSSigner], [AzureSigner] and [GoogleSigner] sign what the metadata
+// services hand out, in the exact shape of the real documents but with keys of their own.
 package testnet
