@@ -93,9 +93,9 @@ func (s *settings) agentConfig(log *slog.Logger, tell func(agent.Event)) (agent.
 		return agent.Config{}, usageError{err}
 	}
 	cfg := agent.Config{
-		Server:        agent.Server{URL: server, HTTP: reach, Header: s.server.header.Header},
-		OnRefused:     s.identity.onRefused(os.Getpid()),
-		Dirs:          agent.Dirs{Logs: s.dirs.logs, ScriptData: s.dirs.scriptData},
+		Server:    agent.Server{URL: server, HTTP: reach, Header: s.server.header.Header},
+		OnRefused: s.identity.onRefused(os.Getpid()),
+		Dirs:      agent.Dirs{Logs: s.dirs.logs, ScriptData: s.dirs.scriptData},
 		Services: agent.Services{
 			SSHMaxTimeout:            s.services.sshMaxTimeout,
 			BlockFileTransfer:        s.services.blockFileTransfer,
