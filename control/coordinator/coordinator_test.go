@@ -278,12 +278,17 @@ func TestAuthorization(t *testing.T) {
 		{"client acknowledges", ClientAuth(agent1), ready(agent1), "clients may not send ready_for_handshake"},
 		{"client takes a network", ClientAuth(agent1), update1(withAddresses(1, "fd7a:115c:a1e0::/64")), "invalid address bits, expected 128, got 64"},
 		{"client routes everything", ClientAuth(agent1), update1(&tailnetpb.Node{AllowedIps: []string{"::/0"}}), "invalid address bits, expected 128, got 0"},
+		{"client in the newer range", ClientAuth(agent1), update1(withAddresses(1, wire.AgentPrefixes(client1)[1].String())), ""},
+		{"client routes the legacy address", ClientAuth(agent1), update1(&tailnetpb.Node{AllowedIps: []string{wire.LegacyAgentAddr.String() + "/128"}}), "invalid node address, got " + wire.LegacyAgentAddr.String() + "/128"},
+		{"client takes an IPv4 address", ClientAuth(agent1), update1(withAddresses(1, "100.64.0.1/32")), "invalid address bits, expected 128, got 32"},
 		{"client outside the range", ClientAuth(agent1), update1(withAddresses(1, "fd00::1/128")), "invalid node address, got fd00::1/128"},
 		{"client takes the legacy address", ClientAuth(agent1), update1(withAddresses(1, wire.LegacyAgentAddr.String()+"/128")), "invalid node address, got " + wire.LegacyAgentAddr.String() + "/128"},
 		{"user with permission", UserAuth(func(id uuid.UUID) bool { return id == agent1 }), add(agent1), ""},
 		{"user without", UserAuth(func(id uuid.UUID) bool { return id == agent1 }), add(agent2), "workspace agent not found or you do not have permission"},
 		{"server opens any", AllowAll(), add(agent2), ""},
 		{"nobody", Auth{}, add(agent2), "this peer may do nothing"},
+		{"user acknowledges", UserAuth(func(uuid.UUID) bool { return true }), ready(agent1), "clients may not send ready_for_handshake"},
+		{"short id in an acknowledgement", AgentAuth(agent1), &tailnetpb.CoordinateRequest{ReadyForHandshake: []*tailnetpb.CoordinateRequest_ReadyForHandshake{{Id: []byte("x")}}}, "invalid peer id: invalid UUID (got 1 bytes)"},
 		{"short id", AllowAll(), &tailnetpb.CoordinateRequest{AddTunnel: &tailnetpb.CoordinateRequest_Tunnel{Id: []byte("x")}}, "invalid peer id: invalid UUID (got 1 bytes)"},
 		{"no id", AllowAll(), &tailnetpb.CoordinateRequest{RemoveTunnel: &tailnetpb.CoordinateRequest_Tunnel{Id: make([]byte, 16)}}, "invalid peer id: it is all zeros"},
 		{"no node", AllowAll(), update1(nil), "node of 0 bytes (limit 65536) with 0 addresses (limit 32)"},
@@ -340,6 +345,12 @@ func TestHijack(t *testing.T) {
 			thief.send(t, update1(sneaky))
 			thief.expect(t, refused(victim), "end")
 		}
+		// Neither the other address of an agent.
+		for _, addr := range wire.AgentPrefixes(agent1) {
+			thief := dial(t.Context(), c, client2, ClientAuth(agent1))
+			thief.send(t, update1(withAddresses(20, addr.String())))
+			thief.expect(t, "error: authorization: address "+addr.Addr().String()+" is another peer's", "end")
+		}
 		a.expect(t)
 
 		// Whoever waits on the address of an agent that is away is thrown out when it comes.
@@ -384,6 +395,50 @@ func TestReadyWithoutTunnel(t *testing.T) {
 		a.send(t, ready(client1))
 		a.expect(t)
 		b.expect(t, "READY_FOR_HANDSHAKE agent1")
+	})
+}
+
+// A user that comes back keeps the tunnels that it may still have, and loses the others.
+func TestUserComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := alone("r1")
+		a := dial(t.Context(), c, agent1, AgentAuth(agent1))
+		b := dial(t.Context(), c, agent2, AgentAuth(agent2))
+		a.send(t, update1(agentNode(agent1, 1)))
+		b.send(t, update1(agentNode(agent2, 2)))
+		allowed := map[uuid.UUID]bool{agent1: true, agent2: true}
+		may := UserAuth(func(id uuid.UUID) bool { return allowed[id] })
+		u := dial(t.Context(), c, client1, may)
+		u.send(t, update1(clientNode(client1, 10)), add(agent1), add(agent2))
+		u.expect(t, "NODE agent1#1 (add tunnel)", "NODE agent2#2 (add tunnel)")
+		a.take()
+		b.take()
+		delete(allowed, agent2)
+		again := dial(t.Context(), c, client1, may)
+		u.expect(t, "error: peer ID overwritten by new connection", "end")
+		got := again.take()
+		slices.Sort(got)
+		if diff := gocmp.Diff([]string{"DISCONNECTED agent2 (remove tunnel)", "NODE agent1#1 (init)", "NODE agent2#2 (init)"}, got); diff != "" {
+			t.Error(diff)
+		}
+		a.expect(t)
+		b.expect(t, "DISCONNECTED client1 (remove tunnel)")
+		again.send(t, add(agent2))
+		again.expect(t, "error: authorization: workspace agent not found or you do not have permission", "end")
+		a.expect(t, "LOST client1 (lost)")
+	})
+}
+
+// One request cannot fill the queue of the peer that it is about.
+func TestAcknowledgedOverAndOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := alone("r1")
+		a := dial(t.Context(), c, agent1, AgentAuth(agent1))
+		b := dial(t.Context(), c, client1, ClientAuth(agent1))
+		b.send(t, add(agent1))
+		a.send(t, ready(slices.Repeat([]uuid.UUID{client1}, 2*wire.MaxPeerQueue)...))
+		b.expect(t, "READY_FOR_HANDSHAKE agent1")
+		a.expect(t)
 	})
 }
 

@@ -112,10 +112,15 @@ func (h *hub) handle(p *peer, req *tailnetpb.CoordinateRequest) (more bool) {
 }
 
 func (h *hub) acknowledge(p *peer, ids []uuid.UUID) {
+	done := make(map[uuid.UUID]bool, len(ids))
 	for _, id := range ids {
 		if p.link.over {
 			return
 		}
+		if done[id] {
+			continue // or one request could fill the other's queue
+		}
+		done[id] = true
 		_, out := p.tunnels[id]
 		_, in := h.sources[p.id][id]
 		if !out && !in {
