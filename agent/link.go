@@ -68,7 +68,7 @@ func (l *link) run(ctx context.Context) error {
 	}()
 	defer func() { stop(); <-watching }()
 
-	pace := newPace()
+	pace := client.NewPace()
 	refusals, since := 0, time.Time{}
 	for {
 		held, err := l.attempt(ctx, jumps)
@@ -89,12 +89,12 @@ func (l *link) run(ctx context.Context) error {
 			return fmt.Errorf("%w: %w", ErrRefused, problem)
 		}
 		if held >= lasted || errors.Is(err, errClockJumped) {
-			pace.reset()
+			pace.Reset()
 		}
-		wait := pace.after(problem)
+		wait := pace.After(problem)
 		if refusals == 1 {
 			// The token may have been replaced just now: prove anew at once.
-			wait = pace.quick.next()
+			wait = pace.Soon()
 		} else if refusals > 0 && l.mayLose() {
 			wait = min(wait, time.Until(since.Add(lossGrace)))
 		}

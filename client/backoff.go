@@ -1,10 +1,8 @@
-package agent
+package client
 
 import (
 	"math/rand/v2"
 	"time"
-
-	"github.com/berthd/berth/client"
 )
 
 // backoff spaces attempts. Its delays are drawn from the whole range below a ceiling that doubles,
@@ -23,8 +21,9 @@ func (b *backoff) next() time.Duration {
 // reset forgets past failures.
 func (b *backoff) reset() { b.ceiling = 0 }
 
-// pace says how soon to try again, by what can be done about the trouble.
-type pace struct {
+// Pace says how soon an agent tries again to link, by what can be done about the trouble. It is not
+// for use by several at the same time.
+type Pace struct {
 	quick   *backoff // it passes by itself
 	early   *backoff // it passes when the server is done with something
 	refused *backoff // another token may be handed over
@@ -32,8 +31,9 @@ type pace struct {
 	rare    *backoff // somebody has to change this machine's settings
 }
 
-func newPace() *pace {
-	return &pace{
+// NewPace returns the pace of one that has not failed yet.
+func NewPace() *Pace {
+	return &Pace{
 		quick:   &backoff{min: 100 * time.Millisecond, max: 10 * time.Second},
 		early:   &backoff{min: time.Second, max: 10 * time.Second},
 		refused: &backoff{min: time.Second, max: 20 * time.Second},
@@ -42,30 +42,34 @@ func newPace() *pace {
 	}
 }
 
-// after returns how long to wait. A server that says when to come is asked no sooner; those that
+// After returns how long to wait. A server that says when to come is asked no sooner; those that
 // were told the same come spread over the quarter of it that follows.
-func (p *pace) after(problem *client.Problem) time.Duration {
+func (p *Pace) After(problem *Problem) time.Duration {
 	if wait := problem.RetryAfter; wait > 0 {
 		return wait + rand.N(wait/4+time.Millisecond)
 	}
 	return p.of(problem.Kind).next()
 }
 
-func (p *pace) of(k client.Kind) *backoff {
+func (p *Pace) of(k Kind) *backoff {
 	switch k {
-	case client.KindRefused:
+	case KindRefused:
 		return p.refused
-	case client.KindEarly:
+	case KindEarly:
 		return p.early
-	case client.KindUnknown, client.KindAddress, client.KindOften:
+	case KindUnknown, KindAddress, KindOften:
 		return p.patient
-	case client.KindAmbiguous:
+	case KindAmbiguous:
 		return p.rare
 	}
 	return p.quick
 }
 
-func (p *pace) reset() {
+// Soon returns how long to wait where trying at once may well help, whatever the trouble.
+func (p *Pace) Soon() time.Duration { return p.quick.next() }
+
+// Reset forgets past failures.
+func (p *Pace) Reset() {
 	for _, b := range []*backoff{p.quick, p.early, p.refused, p.patient, p.rare} {
 		b.reset()
 	}
