@@ -55,7 +55,7 @@ var owners = map[string][]string{
 	"tailscale.com":                 {"tailnet", "tailnet/relay"},
 	"gvisor.dev/gvisor":             {"tailnet"},
 	"github.com/hashicorp/yamux":    {"wire/rpc"},
-	"github.com/coder/websocket":    {"client", "control", "agent", "tailnet"},
+	"github.com/coder/websocket":    {"client", "control", "agent", "tailnet", "tailnet/relay"},
 	"github.com/nats-io":            {"control/store", "control/coordinator"},
 	"github.com/moby/moby":          {"containers"},
 	"github.com/creack/pty":         {"ptyhost"},

@@ -134,7 +134,7 @@ func New(ctx context.Context, config Config) (_ *Server, err error) {
 	if s.coordinator, err = coordinator.New(s.store.Conn(), coordinator.Options{Log: s.log}); err != nil {
 		return nil, err
 	}
-	s.relay = relay.New(s.log)
+	s.relay = relay.New(s.log, s.coordinator.HasKey)
 	stunPort := int32(-1)
 	if config.STUNAddr != "" {
 		addr, err := s.relay.ListenSTUN(config.STUNAddr)

@@ -178,7 +178,7 @@ func (a *agentService) UpdateStats(ctx context.Context, req *agentpb.UpdateStats
 
 // lenient lets go of a report that cannot be stored: the next one replaces it.
 func (a *agentService) lenient(what string, err error) {
-	if err != nil {
+	if err != nil && !errors.Is(err, context.Canceled) { // the agent left
 		a.log.Warn("cannot store what an agent reports", "agent", a.id, "what", what, "err", err)
 	}
 }

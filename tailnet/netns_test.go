@@ -58,7 +58,7 @@ func child() int {
 }
 
 func childRelay() error {
-	r := relay.New(nil)
+	r := relay.New(nil, nil)
 	defer r.Close()
 	l, err := net.Listen("tcp", ":8080")
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"tailscale.com/types/key"
 
+	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/tailnetpb"
 )
 
@@ -196,7 +197,7 @@ func (n *Node) Self() *tailnetpb.Node {
 	self := &tailnetpb.Node{
 		Id:                  n.cfg.NodeID,
 		AsOf:                timestamppb.New(time.Now()),
-		Key:                 n.key.Public().AppendTo([]byte(nodeKeyPrefix)),
+		Key:                 n.key.Public().AppendTo([]byte(wire.NodeKeyPrefix)),
 		Disco:               n.engine.magic.DiscoPublicKey().String(),
 		PreferredDerp:       int32(s.home),
 		DerpLatency:         s.latency,

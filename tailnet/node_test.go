@@ -46,7 +46,7 @@ type testRelay struct {
 
 func startRelay(t testing.TB, wrap func(http.Handler) http.Handler) *testRelay {
 	t.Helper()
-	r := &testRelay{server: relay.New(nil)}
+	r := &testRelay{server: relay.New(nil, nil)}
 	h := r.server.Handler()
 	if wrap != nil {
 		h = wrap(h)
@@ -455,7 +455,7 @@ func TestSTUNOnlyRegionIsNeverHome(t *testing.T) {
 // TestEmbeddedRelay reaches the relay at the access URL: with TLS of a private
 // CA, headers that the server insists on, and through a dialer.
 func TestEmbeddedRelay(t *testing.T) {
-	server := relay.New(nil)
+	server := relay.New(nil, nil)
 	defer server.Close()
 	var mu sync.Mutex
 	refused := 0

@@ -10,11 +10,9 @@ import (
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 
+	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/tailnetpb"
 )
-
-// nodeKeyPrefix precedes the 32 bytes of a node key on the wire.
-const nodeKeyPrefix = "np"
 
 // Limits on what one peer may tell about itself. Real nodes have two addresses
 // and, with several networks, some tens of endpoints; more than that are cut off.
@@ -43,9 +41,9 @@ func decodeNode(n *tailnetpb.Node) (*decodedNode, error) {
 	if n.GetPreferredDerp() <= 0 {
 		return nil, errNoHome
 	}
-	raw, ok := strings.CutPrefix(string(n.GetKey()), nodeKeyPrefix)
+	raw, ok := strings.CutPrefix(string(n.GetKey()), wire.NodeKeyPrefix)
 	if !ok || len(raw) != 32 {
-		return nil, fmt.Errorf("cannot read a node key of %d bytes: want %q and 32 bytes", len(n.GetKey()), nodeKeyPrefix)
+		return nil, fmt.Errorf("cannot read a node key of %d bytes: want %q and 32 bytes", len(n.GetKey()), wire.NodeKeyPrefix)
 	}
 	d := &decodedNode{key: key.NodePublicFromRaw32(mem.S(raw)), home: int(n.GetPreferredDerp())}
 	if d.key.IsZero() {

@@ -13,6 +13,9 @@ var (
 	NewerPrefix   = netip.MustParsePrefix("fd60:627a:a42b::/48")
 )
 
+// NodeKeyPrefix stands before the 32 bytes of a node's WireGuard key in the node it publishes.
+const NodeKeyPrefix = "np"
+
 // LegacyAgentAddr is the one address that agents older than API 2.0 shared; servers still accept it.
 var LegacyAgentAddr = netip.MustParseAddr("fd7a:115c:a1e0:49d6:b259:b7ac:b1b2:48f4")
 

@@ -163,7 +163,7 @@ func (a *agent) coordinate(ctx context.Context, up *client.Link, ready func()) e
 		addresses = append(addresses, p.String())
 	}
 	node := &tailnetpb.Node{
-		Id: rand.Int64(), AsOf: timestamppb.Now(), Key: append([]byte("np"), randomBytes(32)...),
+		Id: rand.Int64(), AsOf: timestamppb.Now(), Key: append([]byte(wire.NodeKeyPrefix), randomBytes(32)...),
 		Disco: fmt.Sprintf("discokey:%x", randomBytes(32)), PreferredDerp: 999,
 		DerpLatency: map[string]float64{"999-v4": 0.001}, Addresses: addresses, AllowedIps: addresses,
 		Endpoints: []string{"192.0.2.1:41641"},

@@ -142,6 +142,9 @@ func (s *server) tokens(ctx context.Context) ([]wire.CreatedAgent, error) {
 	return made, group.Wait()
 }
 
+// recovering is what the store says of its files after a server was killed, which is no trouble.
+const recovering = "TTL state is outdated; attempting to recover"
+
 // troubles are the warnings and errors in the server's log.
 func (s *server) troubles() ([]string, error) {
 	body, err := os.ReadFile(s.logFile())
@@ -152,7 +155,7 @@ func (s *server) troubles() ([]string, error) {
 	lines := bufio.NewScanner(bytes.NewReader(body))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		if line := lines.Text(); strings.Contains(line, "WARN") || strings.Contains(line, "ERROR") || strings.Contains(line, "panic") {
+		if line := lines.Text(); !strings.Contains(line, recovering) && (strings.Contains(line, "WARN") || strings.Contains(line, "ERROR") || strings.Contains(line, "panic")) {
 			found = append(found, line)
 		}
 	}

@@ -78,7 +78,7 @@ func child(role string) error {
 }
 
 func serveRelay(in *bufio.Scanner) error {
-	r := relay.New(nil)
+	r := relay.New(nil, nil)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err

@@ -68,6 +68,9 @@ func New(nc *nats.Conn, opts Options) (*Coordinator, error) {
 // Node returns a copy of the latest node of a connected peer, on whichever replica; nil when there is none.
 func (c *Coordinator) Node(id uuid.UUID) *tailnetpb.Node { return c.hub.node(id) }
 
+// HasKey tells whether a node key is that of a connected peer, on whichever replica.
+func (c *Coordinator) HasKey(key [32]byte) bool { return c.hub.hasKey(key) }
+
 // Serve runs the stream of p until the peer leaves, is removed, or ctx is done. It closes the
 // stream and returns when nothing uses it any more. The error says why the coordinator ended it,
 // such as [ErrOverwritten]; it is nil when the peer left or ctx is done.

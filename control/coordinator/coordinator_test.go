@@ -227,6 +227,45 @@ func TestDestinationComesBack(t *testing.T) {
 	})
 }
 
+// A key is known while a peer has it, however often its streams overlap and whatever it changes to.
+func TestHasKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := alone("r1")
+		key := func(number int64) [32]byte { return [32]byte(fmt.Appendf(nil, "%032d", number)) }
+		expect := func(when string, known ...bool) {
+			t.Helper()
+			for i, want := range known {
+				if got := c.HasKey(key(int64(i + 1))); got != want {
+					t.Errorf("%s: key %d is known: %v", when, i+1, got)
+				}
+			}
+		}
+		a := dial(t.Context(), c, agent1, AgentAuth(agent1))
+		expect("before", false, false)
+		a.send(t, update1(agentNode(agent1, 1)))
+		a.send(t, update1(agentNode(agent1, 1)))
+		expect("published twice", true, false)
+		a.send(t, update1(agentNode(agent1, 2)))
+		expect("changed", false, true)
+		again := dial(t.Context(), c, agent1, AgentAuth(agent1))
+		expect("overwritten", false, false)
+		again.send(t, update1(agentNode(agent1, 1)))
+		expect("back", true, false)
+		// One node under two ids, as when a client comes back before its old stream is found dead.
+		b := dial(t.Context(), c, client1, ClientAuth(agent1))
+		b.send(t, update1(clientNode(client1, 1)))
+		again.Close()
+		synctest.Wait()
+		expect("one of two left", true, false)
+		b.Close()
+		synctest.Wait()
+		expect("both left", false, false)
+		if n := len(c.hub.keys); n != 0 {
+			t.Errorf("%d keys are kept of nobody", n)
+		}
+	})
+}
+
 func TestOverwrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := alone("r1")

@@ -50,6 +50,9 @@ type hub struct {
 	sources map[uuid.UUID]map[uuid.UUID]struct{}
 	// owners of addresses: an agent of those that follow from its id, a client of what it announced.
 	owners map[netip.Addr]*peer
+	// keys counts the peers whose latest node has a key: a client may come back before its old stream
+	// was found dead.
+	keys map[[32]byte]int
 	// doomed peers are removed once the event at hand has been applied.
 	doomed []doom
 
@@ -94,6 +97,7 @@ func newHub(self string, log *slog.Logger) *hub {
 		peers:    map[uuid.UUID]*peer{},
 		sources:  map[uuid.UUID]map[uuid.UUID]struct{}{},
 		owners:   map[netip.Addr]*peer{},
+		keys:     map[[32]byte]int{},
 		replicas: map[string]*replica{},
 		asking:   map[string]bool{},
 	}
@@ -225,6 +229,25 @@ func (h *hub) node(id uuid.UUID) *tailnetpb.Node {
 	return nil
 }
 
+// hasKey tells whether a peer has published a node with that key.
+func (h *hub) hasKey(key [32]byte) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.keys[key] > 0
+}
+
+// countKey adds to the count of a node's key, if it has a proper one.
+func (h *hub) countKey(n *tailnetpb.Node, by int) {
+	raw, ok := bytes.CutPrefix(n.GetKey(), []byte(wire.NodeKeyPrefix))
+	if !ok || len(raw) != 32 {
+		return
+	}
+	key := [32]byte(raw)
+	if h.keys[key] += by; h.keys[key] == 0 {
+		delete(h.keys, key)
+	}
+}
+
 // close ends every stream and admits no more.
 func (h *hub) close() {
 	h.do(func() {
@@ -285,6 +308,7 @@ func (h *hub) applyJoin(ev event, old *peer, l *link) {
 			p.tunnels[to] = round
 		}
 		h.disown(old)
+		h.countKey(old.node, -1)
 		if old.link != nil {
 			old.link.end(ErrOverwritten)
 		}
@@ -316,6 +340,8 @@ func (h *hub) applyNode(p *peer, n *tailnetpb.Node) {
 			h.own(p, addr, n)
 		}
 	}
+	h.countKey(p.node, -1)
+	h.countKey(n, 1)
 	p.node = n
 	for _, other := range h.linked(p) {
 		h.send(other, introduce(other, p, "node update")...)
@@ -353,6 +379,7 @@ func (h *hub) applyLeave(p *peer, how kind, reason string) {
 		h.cut(p, to)
 	}
 	h.disown(p)
+	h.countKey(p.node, -1)
 	delete(h.peers, p.id)
 }
 

@@ -16,7 +16,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestHandler(t *testing.T) {
-	s := New(nil)
+	s := New(nil, nil)
 	defer s.Close()
 	ts := httptest.NewServer(s.Handler())
 	defer ts.Close()
@@ -52,7 +52,7 @@ func TestHandler(t *testing.T) {
 }
 
 func TestSTUN(t *testing.T) {
-	s := New(nil)
+	s := New(nil, nil)
 	addr, err := s.ListenSTUN("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
