@@ -61,7 +61,7 @@ var owners = map[string][]string{
 	"github.com/creack/pty":         {"ptyhost"},
 	"github.com/gliderlabs/ssh":     {"sshd"},
 	"github.com/pkg/sftp":           {"sshd"},
-	"golang.org/x/crypto/ssh":       {"sshd", "cmd/berth"},
+	"golang.org/x/crypto/ssh":       {"sshd", "control", "cmd/berth"},
 	"github.com/aws/aws-sdk-go-v2":  {"identity"},
 	"cloud.google.com/go":           {"identity"},
 	"github.com/spf13/cobra":        {"cmd/berth"},

@@ -58,6 +58,7 @@ func (s *Server) Reload(ctx context.Context) error {
 		return err
 	}
 	s.banners.Store(&declared.banners)
+	s.providers.Store(&declared.providers)
 	return nil
 }
 
@@ -197,6 +198,8 @@ type (
 	fileConfig struct {
 		Agents  []fileAgent  `yaml:"agents"`
 		Banners []fileBanner `yaml:"banners"`
+
+		ExternalAuth []fileProvider `yaml:"external_auth"`
 	}
 	fileBanner struct {
 		Message string `yaml:"message"`
@@ -279,8 +282,9 @@ type (
 
 // declarations are what a file says, checked.
 type declarations struct {
-	agents  []declaration
-	banners []fileBanner
+	agents    []declaration
+	banners   []fileBanner
+	providers []*provider
 }
 
 // declaration is an agent of the file, checked.
@@ -427,6 +431,7 @@ func parseConfig(text []byte) (declarations, error) {
 	names, ids := map[string]bool{}, map[uuid.UUID]bool{}
 	declared := declarations{banners: file.Banners}
 	m.checkBanners(file.Banners)
+	declared.providers = m.checkProviders(file.ExternalAuth)
 	for i, f := range file.Agents {
 		d := declaration{name: f.Name, file: f}
 		switch {

@@ -85,6 +85,7 @@ type Server struct {
 	workspaces  *workspaces
 	file        *configFile
 	banners     atomic.Pointer[[]fileBanner] // of the configuration file; nil without one
+	providers   atomic.Pointer[[]*provider]  // likewise
 	handler     http.Handler
 
 	// stopping ends every connection that outlives its request; active counts them.

@@ -25,6 +25,7 @@ func (s *Server) manifest(a, workspace store.Agent, st store.State) *agentpb.Man
 		DisableDirectConnections: s.config.RelayOnly, DerpForceWebsockets: s.config.ForceWebSocket,
 		DerpMap: s.relayMap.Proto(), VsCodePortProxyUri: workspace.VSCodePortProxy,
 	}
+	m.GitAuthConfigs = uint32(len(s.declaredProviders()))
 	if a.IsSubAgent() {
 		m.ParentId = a.ParentID[:]
 	}

@@ -60,6 +60,9 @@ func (s *Server) endpoints() []endpoint {
 	on("GET", "/derp/latency-check", relay, openapi.Operation{Summary: "How far the relay is"})
 	on("GET", "/derp/probe", relay, openapi.Operation{Summary: "How far the relay is, as newer nodes ask"})
 
+	on("GET", externalAuthPath+"{provider}", anyone(s.getExternalAuthPage), openapi.Operation{
+		Summary: "What is to be done for a service without a token", Media: openapi.Text})
+
 	on("GET", api+"buildinfo", anyone(s.getBuildInfo), openapi.Operation{Summary: "What runs here", Answer: wire.BuildInfo{}})
 	on("GET", api+"derp-map", anyone(s.getDERPMap), openapi.Operation{Summary: "The relay map, as it changes",
 		Socket: openapi.BinaryMessages, Answer: wire.DERPMap{}, Errors: []int{400}})
@@ -78,6 +81,19 @@ func (s *Server) endpoints() []endpoint {
 		Summary: "Wait for the workspace to be claimed",
 		Query:   []openapi.Param{{Name: "wait", Type: "string", Doc: "true: answer 409 when there is nothing to wait for"}},
 		Answer:  wire.Reinitialization{}, Media: openapi.EventStream, Errors: []int{409, 500}})
+	for _, name := range []string{"external-auth", "gitauth"} {
+		on("GET", agents+"me/"+name, s.forAgent(s.getExternalAuth), openapi.Operation{
+			Summary: "A credential of the owner for another service",
+			Query: []openapi.Param{
+				{Name: "match", Type: "string", Doc: "URL that one of the providers is for; this or id"},
+				{Name: "id", Type: "string", Doc: "of the provider"},
+				{Name: "url", Type: "string", Doc: "an older name of match"},
+				{Name: "listen", Type: "boolean", Doc: "answer once there is a token"},
+			},
+			Answer: wire.ExternalAuth{}, Errors: []int{400, 404, 500, 503}})
+	}
+	on("GET", agents+"me/gitsshkey", s.forAgent(s.getGitSSHKey), openapi.Operation{
+		Summary: "The owner's SSH key pair", Answer: wire.GitSSHKey{}, Errors: []int{500}})
 	on("PATCH", agents+"me/app-status", s.forAgent(s.patchAppStatus), openapi.Operation{
 		Summary: "Say what an app is doing", Body: wire.PatchAppStatus{}, Errors: []int{400, 413, 500}})
 	on("POST", agents+"me/log-source", s.forAgent(s.postLogSource), openapi.Operation{
