@@ -3,7 +3,6 @@ package reporter
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -17,12 +16,18 @@ const (
 	// callTimeout bounds one RPC; the protocol's figure for reports.
 	callTimeout = 30 * time.Second
 	// verdictDelay is how long a failed call waits for its link to be found dead. If the link lives
-	// on, the failure was the server's answer, and asking again would bring the same.
+	// on, the failure was the server's answer.
 	verdictDelay = time.Second
+	// maxRetryDelay is how far apart the attempts of a call that goes on failing come to lie.
+	maxRetryDelay = 30 * time.Second
 )
 
-// errAbsent means that this server has no place for a report.
-var errAbsent = errors.New("the server does not take these")
+var (
+	// errAbsent means that this server has no place for a report.
+	errAbsent = errors.New("the server does not take these")
+	// errNoAnswer means that a server was not reached by a call that does not go over the link.
+	errNoAnswer = errors.New("no answer from the server")
+)
 
 // link is one connection to a server.
 type link struct {
@@ -38,7 +43,7 @@ type kind[T any] struct {
 	cost  func(T) int                            // of one report; nil: 1
 	room  int                                    // that one call has for costs; it takes at least one report
 	pause time.Duration                          // between calls
-	fatal bool                                   // a failure ends the link, and the report is kept
+	must  bool                                   // the report is kept until the server takes it
 	call  func(context.Context, link, []T) error // one RPC
 }
 
@@ -48,6 +53,8 @@ type lane[T any] struct {
 	log  *slog.Logger
 	done func() // called when fewer wait than before
 	wake chan struct{}
+
+	complaint string // what the server last refused a report with; deliver's own
 
 	mu      sync.Mutex
 	waiting []report[T]
@@ -122,63 +129,81 @@ func (l *lane[T]) remove(batch []report[T]) {
 	l.done()
 }
 
-// deliver sends what waits and what comes until ctx ends, or a failure ends the link.
-func (l *lane[T]) deliver(ctx context.Context, on link) error {
+// deliver sends what waits and what comes until ctx ends.
+func (l *lane[T]) deliver(ctx context.Context, on link) {
 	absent := !on.version.AtLeast(l.since)
-	for {
+	var retry retry
+	for ctx.Err() == nil {
 		batch := l.peek()
 		if len(batch) == 0 {
 			select {
 			case <-ctx.Done():
-				return nil
 			case <-l.wake:
 			}
 			continue
 		}
 		if !absent {
-			again, err := l.send(ctx, on, batch)
+			err := l.send(ctx, on, batch)
 			if ctx.Err() != nil {
-				return nil
+				return
 			}
-			if errors.Is(err, errAbsent) {
-				absent = true
+			if absent = lacks(err); absent {
 				l.log.Info("this server does not take some reports; they are dropped", "reports", l.name)
 			} else if err != nil {
-				return err
-			}
-			if again {
-				continue
+				if !retry.wait(ctx) {
+					return
+				}
+				keep := l.must || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errNoAnswer)
+				l.complain(keep, err)
+				if keep {
+					continue
+				}
 			}
 		}
+		retry = 0
 		l.remove(batch)
 		if !sleep(ctx, l.pause) {
-			return nil
+			return
 		}
 	}
 }
 
-// send makes one call. It tells whether to make it again, or that it failed for good: with errAbsent
-// for this link, with another error for the link itself.
-func (l *lane[T]) send(ctx context.Context, on link, batch []report[T]) (again bool, err error) {
+// send makes one call.
+func (l *lane[T]) send(ctx context.Context, on link, batch []report[T]) error {
 	values := make([]T, len(batch))
 	for i, r := range batch {
 		values[i] = r.value
 	}
-	err = bounded(ctx, func(ctx context.Context) error { return l.call(ctx, on, values) })
-	switch {
-	case err == nil:
-		return false, nil
-	case errors.Is(err, errAbsent), rpc.Unimplemented(err):
-		return false, errAbsent
-	case l.fatal:
-		return false, fmt.Errorf("cannot report %s: %w", l.name, err)
-	case !sleep(ctx, verdictDelay):
-		return false, nil
-	case errors.Is(err, context.DeadlineExceeded):
-		return true, nil // no answer is no verdict
+	return bounded(ctx, func(ctx context.Context) error { return l.call(ctx, on, values) })
+}
+
+// complain tells what the server made of a report, once for each new reason.
+func (l *lane[T]) complain(kept bool, err error) {
+	level := slog.LevelWarn
+	if err.Error() == l.complaint {
+		level = slog.LevelDebug
 	}
-	l.log.Warn("the server refused a report; it is dropped", "reports", l.name, "err", err)
-	return false, nil
+	l.complaint = err.Error()
+	text := "the server refused a report; it is dropped"
+	if kept {
+		text = "the server did not take a report; trying again"
+	}
+	l.log.Log(context.Background(), level, text, "reports", l.name, "err", err)
+}
+
+// lacks tells whether err means that the server has no place for a report.
+func lacks(err error) bool { return errors.Is(err, errAbsent) || rpc.Unimplemented(err) }
+
+// retry spaces the attempts of a call: [verdictDelay] at first, then ever longer.
+type retry time.Duration
+
+// first tells whether one attempt in a row has failed.
+func (r retry) first() bool { return time.Duration(r) == verdictDelay }
+
+// wait waits until the next attempt is due. It tells whether ctx lived on.
+func (r *retry) wait(ctx context.Context) bool {
+	*r = retry(min(max(verdictDelay, 2*time.Duration(*r)), maxRetryDelay))
+	return sleep(ctx, time.Duration(*r))
 }
 
 // bounded runs one call within its time.

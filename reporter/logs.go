@@ -3,6 +3,7 @@ package reporter
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
@@ -69,41 +70,51 @@ func (c chunk) plan(expected func(stream) (uint64, bool)) (runs []run, done map[
 	return runs, done
 }
 
-// deliverLogs sends the spool until ctx ends or a call fails.
-func (r *Reporter) deliverLogs(ctx context.Context, on link) error {
+// deliverLogs sends the spool until ctx ends. A batch that the server fails to store is sent again, so
+// that no line is lost and their order holds.
+func (r *Reporter) deliverLogs(ctx context.Context, on link) {
 	buf := make([]byte, chunkSize)
-	refused := false
-	for {
+	refused := r.full.Load()
+	var retry retry
+	for ctx.Err() == nil {
 		c, ok := r.spool.read(buf)
 		if !ok {
 			select {
 			case <-ctx.Done():
-				return nil
 			case <-r.spool.wake:
 			}
 			continue
 		}
 		runs, done := c.plan(r.spool.expected)
-		for _, batch := range runs {
-			if refused {
-				break
-			}
+		for len(runs) > 0 && !refused {
 			var err error
-			if refused, err = r.sendLogs(ctx, on, c.spool, batch); ctx.Err() != nil {
-				return nil
-			} else if err != nil {
-				return err
+			refused, err = r.sendLogs(ctx, on, c.spool, runs[0])
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err == nil:
+				runs, retry = runs[1:], 0
+			default:
+				if !retry.wait(ctx) {
+					return
+				}
+				level := slog.LevelDebug
+				if retry.first() {
+					level = slog.LevelWarn
+				}
+				r.log.Log(ctx, level, "the server did not take log lines; sending them again", "err", err)
 			}
 		}
 		r.spool.acknowledge(c, done)
 		r.progress.announce()
 		if !c.full && !sleep(ctx, batchPause) {
-			return nil
+			return
 		}
 	}
 }
 
-// sendLogs sends one batch. It tells whether the server takes no more on this link.
+// sendLogs sends one batch. It tells whether the server takes no more on this link, or ever: that of
+// [Reporter.full].
 func (r *Reporter) sendLogs(ctx context.Context, on link, spool uuid.UUID, batch run) (refused bool, err error) {
 	var response *agentpb.BatchCreateLogsResponse
 	err = bounded(ctx, func(ctx context.Context) (err error) {
@@ -120,8 +131,9 @@ func (r *Reporter) sendLogs(ctx context.Context, on link, spool uuid.UUID, batch
 		r.noteRefusal("the server does not take logs; those of this workspace stay in its own log files")
 		return true, nil
 	case err != nil:
-		return false, fmt.Errorf("cannot send logs: %w", err)
+		return false, err
 	case response.GetLogLimitExceeded():
+		r.full.Store(true)
 		r.noteRefusal("the server keeps no more logs of this workspace; the rest stays in the workspace's own log files")
 		return true, nil
 	}

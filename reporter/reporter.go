@@ -2,15 +2,16 @@ package reporter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -23,6 +24,7 @@ type API interface {
 	BatchCreateLogs(context.Context, *agentpb.BatchCreateLogsRequest) (*agentpb.BatchCreateLogsResponse, error)
 	BatchUpdateAppHealths(context.Context, *agentpb.BatchUpdateAppHealthRequest) (*agentpb.BatchUpdateAppHealthResponse, error)
 	BatchUpdateMetadata(context.Context, *agentpb.BatchUpdateMetadataRequest) (*agentpb.BatchUpdateMetadataResponse, error)
+	PushResourcesMonitoringUsage(context.Context, *agentpb.PushResourcesMonitoringUsageRequest) (*agentpb.PushResourcesMonitoringUsageResponse, error)
 	ReportConnection(context.Context, *agentpb.ReportConnectionRequest) (*emptypb.Empty, error)
 	ScriptCompleted(context.Context, *agentpb.WorkspaceAgentScriptCompletedRequest) (*agentpb.WorkspaceAgentScriptCompletedResponse, error)
 	UpdateAppStatus(context.Context, *agentpb.UpdateAppStatusRequest) (*agentpb.UpdateAppStatusResponse, error)
@@ -47,8 +49,9 @@ type Config struct {
 	Dir string
 	// Limit bounds Dir, in bytes; zero means DefaultLimit, and less than 1 MiB counts as 1 MiB.
 	Limit int64
-	// PatchAppStatus delivers an app status to a server that has no RPC for it. Without it such
-	// a server gets none.
+	// PatchAppStatus delivers an app status to a server that has no RPC for it. Its error is a
+	// [*wire.Error] if the server refused the status, and another if the server was not reached.
+	// Without it such a server gets none.
 	PatchAppStatus func(context.Context, *agentpb.UpdateAppStatusRequest) error
 	// Log gets what went wrong; nil discards it.
 	Log *slog.Logger
@@ -60,13 +63,15 @@ type Reporter struct {
 	log     *slog.Logger
 	spool   *spool
 	refusal sync.Once
+	full    atomic.Bool // the server keeps no more logs of this workspace, ever
 
 	lifecycle   *lane[*agentpb.Lifecycle]
 	appStatus   *lane[*agentpb.UpdateAppStatusRequest]
-	appHealth   *lane[*agentpb.BatchUpdateAppHealthRequest_HealthUpdate]
+	appHealth   *lane[[]*agentpb.BatchUpdateAppHealthRequest_HealthUpdate]
 	metadata    *lane[*agentpb.Metadata]
 	timings     *lane[*agentpb.Timing]
 	connections *lane[*agentpb.Connection]
+	resources   *lane[[]*agentpb.PushResourcesMonitoringUsageRequest_Datapoint]
 
 	progress broadcast
 	open     context.Context // ended by shut
@@ -101,7 +106,7 @@ func Open(cfg Config) (*Reporter, error) {
 
 func (r *Reporter) makeLanes(cfg Config) {
 	r.lifecycle = newLane(r, kind[*agentpb.Lifecycle]{
-		name: "lifecycle states", bound: maxKept, fatal: true,
+		name: "lifecycle states", bound: maxKept, must: true,
 		call: func(ctx context.Context, on link, batch []*agentpb.Lifecycle) error {
 			_, err := on.UpdateLifecycle(ctx, &agentpb.UpdateLifecycleRequest{Lifecycle: batch[0]})
 			return err
@@ -110,27 +115,30 @@ func (r *Reporter) makeLanes(cfg Config) {
 	r.appStatus = newLane(r, kind[*agentpb.UpdateAppStatusRequest]{
 		name: "app statuses", bound: maxKept,
 		call: func(ctx context.Context, on link, batch []*agentpb.UpdateAppStatusRequest) error {
-			switch {
-			case on.version.AtLeast(8):
-				_, err := on.UpdateAppStatus(ctx, batch[0])
-				return err
-			case cfg.PatchAppStatus != nil:
-				return cfg.PatchAppStatus(ctx, batch[0])
+			err := errAbsent
+			if on.version.AtLeast(8) {
+				_, err = on.UpdateAppStatus(ctx, batch[0])
 			}
-			return errAbsent
+			if lacks(err) && cfg.PatchAppStatus != nil {
+				err = overHTTP(cfg.PatchAppStatus(ctx, batch[0]))
+			}
+			return err
 		},
 	})
-	r.appHealth = newLane(r, kind[*agentpb.BatchUpdateAppHealthRequest_HealthUpdate]{
-		name: "app health", bound: maxKept, room: maxKept,
-		call: func(ctx context.Context, on link, batch []*agentpb.BatchUpdateAppHealthRequest_HealthUpdate) error {
-			_, err := on.BatchUpdateAppHealths(ctx, &agentpb.BatchUpdateAppHealthRequest{Updates: batch})
+	r.appHealth = newLane(r, kind[[]*agentpb.BatchUpdateAppHealthRequest_HealthUpdate]{
+		name: "app health", bound: 1, must: true,
+		call: func(ctx context.Context, on link, batch [][]*agentpb.BatchUpdateAppHealthRequest_HealthUpdate) error {
+			_, err := on.BatchUpdateAppHealths(ctx, &agentpb.BatchUpdateAppHealthRequest{Updates: batch[0]})
 			return err
 		},
 	})
 	r.metadata = newLane(r, kind[*agentpb.Metadata]{
-		name: "metadata", bound: maxKept, pause: metadataPause,
+		name: "metadata", bound: maxKept, must: true, pause: metadataPause,
 		cost: func(m *agentpb.Metadata) int { return len(m.GetKey()) }, room: wire.MaxMetadataKeys,
 		call: func(ctx context.Context, on link, batch []*agentpb.Metadata) error {
+			for _, m := range batch {
+				m.Result.Age = int64(time.Since(m.Result.GetCollectedAt().AsTime()) / time.Second)
+			}
 			_, err := on.BatchUpdateMetadata(ctx, &agentpb.BatchUpdateMetadataRequest{Metadata: batch})
 			return err
 		},
@@ -149,6 +157,21 @@ func (r *Reporter) makeLanes(cfg Config) {
 			return err
 		},
 	})
+	r.resources = newLane(r, kind[[]*agentpb.PushResourcesMonitoringUsageRequest_Datapoint]{
+		name: "resource usage", since: 4, bound: 1,
+		call: func(ctx context.Context, on link, batch [][]*agentpb.PushResourcesMonitoringUsageRequest_Datapoint) error {
+			_, err := on.PushResourcesMonitoringUsage(ctx, &agentpb.PushResourcesMonitoringUsageRequest{Datapoints: batch[0]})
+			return err
+		},
+	})
+}
+
+// overHTTP marks an error of an HTTP call that is no answer of the server.
+func overHTTP(err error) error {
+	if _, answered := errors.AsType[*wire.Error](err); err == nil || answered {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errNoAnswer, err)
 }
 
 // Writer returns a stream of the log source, whose lines get level. Writing never waits for the
@@ -175,12 +198,21 @@ func (r *Reporter) AppStatus(status *agentpb.UpdateAppStatusRequest) {
 	r.appStatus.put(status.GetSlug(), status)
 }
 
-// AppHealth reports an app's health. Of each app only the newest is kept.
-func (r *Reporter) AppHealth(app uuid.UUID, health agentpb.AppHealth) {
-	r.appHealth.put(app.String(), &agentpb.BatchUpdateAppHealthRequest_HealthUpdate{Id: app[:], Health: health})
+// AppHealths reports the health of all apps that are watched. Only the newest report is kept.
+func (r *Reporter) AppHealths(all []*agentpb.BatchUpdateAppHealthRequest_HealthUpdate) {
+	r.appHealth.put(newest, all)
 }
 
-// Metadata reports a collected value. Of each key only the newest is kept.
+// Resources reports a window of what the workspace used, oldest first. Only the newest window is kept.
+func (r *Reporter) Resources(window []*agentpb.PushResourcesMonitoringUsageRequest_Datapoint) {
+	r.resources.put(newest, window)
+}
+
+// newest is the key of reports of which one replaces the one before.
+const newest = "newest"
+
+// Metadata reports a collected value, which must not be changed any more. Of each key only the newest
+// is kept.
 func (r *Reporter) Metadata(key string, result *agentpb.WorkspaceAgentMetadata_Result) {
 	r.metadata.put(key, &agentpb.Metadata{Key: key, Result: result})
 }
@@ -194,35 +226,36 @@ func (r *Reporter) Connection(connection *agentpb.Connection) { r.connections.pu
 // channel is one kind of report on its way.
 type channel interface {
 	fmt.Stringer
-	deliver(context.Context, link) error
+	deliver(context.Context, link)
 	backlog() int64
 }
 
 func (r *Reporter) channels() []channel {
-	return []channel{logChannel{r}, r.lifecycle, r.appStatus, r.appHealth, r.metadata, r.timings, r.connections}
+	return []channel{logChannel{r}, r.lifecycle, r.appStatus, r.appHealth, r.metadata, r.timings, r.connections, r.resources}
 }
 
 // logChannel is the spool as a channel.
 type logChannel struct{ *Reporter }
 
-func (logChannel) String() string                               { return "log bytes" }
-func (l logChannel) backlog() int64                             { return l.spool.backlog() }
-func (l logChannel) deliver(ctx context.Context, on link) error { return l.deliverLogs(ctx, on) }
+func (logChannel) String() string                         { return "log bytes" }
+func (l logChannel) backlog() int64                       { return l.spool.backlog() }
+func (l logChannel) deliver(ctx context.Context, on link) { l.deliverLogs(ctx, on) }
 
 // Deliver sends what waits and what comes over one link, whose server has the given version, until
-// ctx ends or the reporter is closed (nil), or a call fails in a way that only a new link can mend.
-// What the link did not carry is kept for the next Deliver. The caller ends ctx when the link dies.
-func (r *Reporter) Deliver(ctx context.Context, api API, version wire.Version) error {
+// ctx ends or the reporter is closed. No answer of the server ends it: what must arrive is sent again,
+// and other reports that the server refuses are dropped. What the link did not carry is kept for the
+// next Deliver. The caller ends ctx when the link dies.
+func (r *Reporter) Deliver(ctx context.Context, api API, version wire.Version) {
 	r.delivering.Lock()
 	defer r.delivering.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(r.open, cancel)()
-	group, ctx := errgroup.WithContext(ctx)
+	var all sync.WaitGroup
 	for _, c := range r.channels() {
-		group.Go(func() error { return c.deliver(ctx, link{api, version}) })
+		all.Go(func() { c.deliver(ctx, link{api, version}) })
 	}
-	return group.Wait()
+	all.Wait()
 }
 
 // Flush waits until the server has everything that was reported before the call. It needs a

@@ -9,31 +9,38 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"storj.io/drpc/drpcerr"
 
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
 
-// deliver runs one Deliver over one link until stop is called, which returns its error.
-func deliver(t *testing.T, r *Reporter, s *server, version wire.Version) (stop func() error) {
+// deliver runs one Deliver over one link until stop is called. It fails the test if Deliver ends before.
+func deliver(t *testing.T, r *Reporter, s *server, version wire.Version) (stop func()) {
 	t.Helper()
 	client, err := dial(s.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() {
-		ended <- r.Deliver(ctx, agentpb.NewDRPCAgentClient(client), version)
+		defer close(ended)
+		r.Deliver(ctx, agentpb.NewDRPCAgentClient(client), version)
 	}()
-	return sync.OnceValue(func() error {
+	return sync.OnceFunc(func() {
+		select {
+		case <-ended:
+			t.Error("an answer of the server ended the delivery")
+		default:
+		}
 		cancel()
-		defer client.Close()
-		return <-ended
+		<-ended
+		client.Close()
 	})
 }
 
@@ -48,15 +55,11 @@ func TestLifecycleGoesForwardsOnce(t *testing.T) {
 	}
 	stop := deliver(t, r, s, wire.CurrentVersion)
 	flush(t, r)
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
+	stop()
 	r.Lifecycle(agentpb.Lifecycle_OFF)
 	stop = deliver(t, r, s, wire.CurrentVersion)
 	flush(t, r)
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
+	stop()
 	want := []agentpb.Lifecycle_State{
 		agentpb.Lifecycle_STARTING, agentpb.Lifecycle_READY, agentpb.Lifecycle_SHUTTING_DOWN, agentpb.Lifecycle_OFF,
 	}
@@ -65,41 +68,61 @@ func TestLifecycleGoesForwardsOnce(t *testing.T) {
 	}
 }
 
-func TestFatalErrorEndsTheLinkAndKeepsTheReport(t *testing.T) {
+// TestWhatMustArriveIsSentAgain: no answer of the server ends the link, or costs what must arrive.
+func TestWhatMustArriveIsSentAgain(t *testing.T) {
+	var log bytes.Buffer
 	s := newServer(t)
-	s.lifecycleErr = errors.New("database is away")
-	r := open(t, Config{})
+	away := errors.New("database is away")
+	s.lifecycleErr, s.metadataErr = away, away
+	logsRefused := 0
+	s.beforeLogs = func() error {
+		if s.lifecycleErr != nil {
+			logsRefused++
+		}
+		return s.lifecycleErr
+	}
+	r := open(t, Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	r.Lifecycle(agentpb.Lifecycle_STARTING)
 	r.Lifecycle(agentpb.Lifecycle_READY)
-	client, err := dial(s.addr)
-	if err != nil {
+	r.Metadata("k", &agentpb.WorkspaceAgentMetadata_Result{Value: "old"})
+	write(t, r, sourceA, "one", "two")
+	stop := deliver(t, r, s, wire.CurrentVersion)
+	s.await(func() bool { return s.lifecycleRefused > 1 && s.metadataRefused > 1 && logsRefused > 1 })
+	r.Metadata("k", &agentpb.WorkspaceAgentMetadata_Result{Value: "new"})
+	if err := s.locked(func() error { s.lifecycleErr, s.metadataErr = nil, nil; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close()
-	err = r.Deliver(t.Context(), agentpb.NewDRPCAgentClient(client), wire.CurrentVersion)
-	if err == nil || !strings.Contains(err.Error(), "cannot report lifecycle states: database is away") {
-		t.Errorf("got %v", err)
-	}
-	if err := s.locked(func() error { s.lifecycleErr = nil; return nil }); err != nil {
-		t.Fatal(err)
-	}
-	link1(t, r, s, wire.CurrentVersion)
 	flush(t, r)
-	if diff := cmp.Diff([]agentpb.Lifecycle_State{agentpb.Lifecycle_READY}, s.lifecycle); diff != "" {
+	stop()
+	if diff := cmp.Diff([]agentpb.Lifecycle_State{agentpb.Lifecycle_STARTING, agentpb.Lifecycle_READY}, s.lifecycle); diff != "" {
 		t.Error(diff)
+	}
+	if len(s.metadata) != 1 || s.metadata[0].GetResult().GetValue() != "new" {
+		t.Errorf("metadata %v, want the newest alone", s.metadata)
+	}
+	wantLines(t, s, sourceA, []string{"one", "two"})
+	if n := strings.Count(log.String(), "database is away"); n != 3 {
+		t.Errorf("%d warnings, want one of each kind of report:\n%s", n, log.String())
 	}
 }
 
 func TestNewestWins(t *testing.T) {
 	s := newServer(t)
 	r := open(t, Config{})
-	app := uuid.New()
+	health := func(states ...agentpb.AppHealth) (all []*agentpb.BatchUpdateAppHealthRequest_HealthUpdate) {
+		for _, h := range states {
+			all = append(all, &agentpb.BatchUpdateAppHealthRequest_HealthUpdate{Health: h})
+		}
+		return all
+	}
 	for i := range 5 {
 		r.AppStatus(&agentpb.UpdateAppStatusRequest{Slug: "a", Message: fmt.Sprint(i)})
 		r.AppStatus(&agentpb.UpdateAppStatusRequest{Slug: "b", Message: fmt.Sprint(i)})
 		r.Metadata("cpu", &agentpb.WorkspaceAgentMetadata_Result{Value: fmt.Sprint(i)})
-		r.AppHealth(app, agentpb.AppHealth_UNHEALTHY)
+		r.AppHealths(health(agentpb.AppHealth_UNHEALTHY, agentpb.AppHealth_INITIALIZING))
+		r.Resources(make([]*agentpb.PushResourcesMonitoringUsageRequest_Datapoint, i))
 	}
-	r.AppHealth(app, agentpb.AppHealth_HEALTHY)
+	r.AppHealths(health(agentpb.AppHealth_HEALTHY, agentpb.AppHealth_INITIALIZING))
 	link1(t, r, s, wire.CurrentVersion)
 	flush(t, r)
 	if diff := cmp.Diff([]string{"a:4", "b:4"}, s.statuses); diff != "" {
@@ -108,8 +131,11 @@ func TestNewestWins(t *testing.T) {
 	if len(s.metadata) != 1 || s.metadata[0].GetResult().GetValue() != "4" {
 		t.Errorf("metadata: %v", s.metadata)
 	}
-	if diff := cmp.Diff([]agentpb.AppHealth{agentpb.AppHealth_HEALTHY}, s.health); diff != "" {
+	if diff := cmp.Diff([][]agentpb.AppHealth{{agentpb.AppHealth_HEALTHY, agentpb.AppHealth_INITIALIZING}}, s.health); diff != "" {
 		t.Error(diff)
+	}
+	if len(s.windows) != 1 || len(s.windows[0]) != 4 {
+		t.Errorf("windows %v, want the newest alone", s.windows)
 	}
 }
 
@@ -136,11 +162,14 @@ func TestOlderServersGetWhatTheyKnow(t *testing.T) {
 		minor                       int
 		statuses, patched           int
 		timings, connections, lines int
+		windows                     int
 	}{
+		{minor: 0, patched: 1, lines: 1},
 		{minor: 2, patched: 1, lines: 1},
 		{minor: 3, patched: 1, timings: 1, lines: 1},
-		{minor: 7, patched: 1, timings: 1, connections: 1, lines: 1},
-		{minor: 8, statuses: 1, timings: 1, connections: 1, lines: 1},
+		{minor: 4, patched: 1, timings: 1, connections: 1, lines: 1, windows: 1},
+		{minor: 7, patched: 1, timings: 1, connections: 1, lines: 1, windows: 1},
+		{minor: 8, statuses: 1, timings: 1, connections: 1, lines: 1, windows: 1},
 	} {
 		t.Run(fmt.Sprint(c.minor), func(t *testing.T) {
 			s := newServer(t)
@@ -155,15 +184,14 @@ func TestOlderServersGetWhatTheyKnow(t *testing.T) {
 			r.AppStatus(status)
 			r.ScriptCompleted(&agentpb.Timing{})
 			r.Connection(&agentpb.Connection{})
+			r.Resources(make([]*agentpb.PushResourcesMonitoringUsageRequest_Datapoint, 1))
 			write(t, r, sourceA, "line")
 			stop := deliver(t, r, s, wire.Version{Major: 2, Minor: c.minor})
 			flush(t, r)
-			if err := stop(); err != nil {
-				t.Fatal(err)
-			}
-			got := []int{len(s.statuses), patched, s.timings, s.connections, len(s.lines[sourceA])}
-			if diff := cmp.Diff([]int{c.statuses, c.patched, c.timings, c.connections, c.lines}, got); diff != "" {
-				t.Errorf("statuses, patched, timings, connections, lines (-want +got):\n%s", diff)
+			stop()
+			got := []int{len(s.statuses), patched, s.timings, s.connections, len(s.lines[sourceA]), len(s.windows)}
+			if diff := cmp.Diff([]int{c.statuses, c.patched, c.timings, c.connections, c.lines, c.windows}, got); diff != "" {
+				t.Errorf("statuses, patched, timings, connections, lines, windows (-want +got):\n%s", diff)
 			}
 		})
 	}
@@ -184,9 +212,7 @@ func TestUnimplementedIsRemembered(t *testing.T) {
 		write(t, r, sourceA, "line")
 		flush(t, r)
 	}
-	if err := stop(); err != nil {
-		t.Errorf("the link ended: %v", err)
-	}
+	stop()
 	if s.connections != 1 || calls != 1 {
 		t.Errorf("%d connection calls and %d log calls, want one each", s.connections, calls)
 	}
@@ -202,9 +228,7 @@ func TestRefusedReportIsDroppedAndTheLinkLivesOn(t *testing.T) {
 	flush(t, r)
 	write(t, r, sourceA, "line")
 	flush(t, r)
-	if err := stop(); err != nil {
-		t.Errorf("the link ended: %v", err)
-	}
+	stop()
 	if s.connections != 1 || !strings.Contains(log.String(), "no such type") {
 		t.Errorf("%d calls; log:\n%s", s.connections, log.String())
 	}
@@ -216,18 +240,16 @@ func TestFullServerIsASuccessWithOneNote(t *testing.T) {
 	s := newServer(t)
 	s.limit = 1
 	r := open(t, Config{Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(&log, nil))})
-	for range 2 { // on the next link it is asked once more
+	for range 2 { // on the next link it is not asked again
 		stop := deliver(t, r, s, wire.CurrentVersion)
 		for i := range 5 {
 			write(t, r, sourceA, fmt.Sprint(i))
 			flush(t, r)
 		}
-		if err := stop(); err != nil {
-			t.Fatal(err)
-		}
+		stop()
 	}
-	if s.batches != 3 {
-		t.Errorf("%d batches, want one stored and one refused on each link", s.batches)
+	if s.batches != 2 {
+		t.Errorf("%d batches, want one stored and one refused", s.batches)
 	}
 	if n := strings.Count(log.String(), "keeps no more logs"); n != 1 {
 		t.Errorf("%d notes, want one:\n%s", n, log.String())
@@ -256,19 +278,18 @@ func TestCloseEndsDeliver(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	ended := make(chan error)
-	go func() { ended <- r.Deliver(t.Context(), agentpb.NewDRPCAgentClient(client), wire.CurrentVersion) }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.Deliver(t.Context(), agentpb.NewDRPCAgentClient(client), wire.CurrentVersion)
+	}()
 	write(t, r, sourceA, "line")
 	s.await(func() bool { return len(s.lines[sourceA]) == 1 })
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-	if err := r.Deliver(t.Context(), nil, wire.CurrentVersion); err != nil {
-		t.Errorf("deliver after close: %v", err)
-	}
+	<-ended
+	r.Deliver(t.Context(), nil, wire.CurrentVersion) // returns, and does not touch the link
 }
 
 func TestTooManyReportsDropTheOldest(t *testing.T) {
@@ -281,5 +302,39 @@ func TestTooManyReportsDropTheOldest(t *testing.T) {
 	}
 	if first := r.connections.peek()[0].value.GetStatusCode(); first != 7 {
 		t.Errorf("the oldest kept is number %d, want 7", first)
+	}
+}
+
+// TestAppStatusGoesByHTTPWhereThereIsNoRPC: whatever version such a server says it has.
+func TestAppStatusGoesByHTTPWhereThereIsNoRPC(t *testing.T) {
+	s := newServer(t)
+	s.statusErr = drpcerr.WithCode(errors.New("Unimplemented"), wire.CodeUnimplemented)
+	answers := []error{errors.New("connection refused"), nil, &wire.Error{StatusCode: 400, Message: "Failed to get workspace app."}, nil}
+	var patched []string
+	r := open(t, Config{PatchAppStatus: func(_ context.Context, got *agentpb.UpdateAppStatusRequest) error {
+		patched = append(patched, got.GetSlug())
+		answer := answers[0]
+		answers = answers[1:]
+		return answer
+	}})
+	stop := deliver(t, r, s, wire.CurrentVersion)
+	for _, slug := range []string{"a", "unknown", "b"} {
+		r.AppStatus(&agentpb.UpdateAppStatusRequest{Slug: slug})
+		flush(t, r)
+	}
+	stop()
+	if diff := cmp.Diff([]string{"a", "a", "unknown", "b"}, patched); diff != "" {
+		t.Errorf("patched (-want +got):\n%s", diff)
+	}
+}
+
+func TestMetadataTellsItsAge(t *testing.T) {
+	s := newServer(t)
+	r := open(t, Config{})
+	r.Metadata("k", &agentpb.WorkspaceAgentMetadata_Result{CollectedAt: timestamppb.New(time.Now().Add(-90 * time.Second))})
+	link1(t, r, s, wire.CurrentVersion)
+	flush(t, r)
+	if age := s.metadata[0].GetResult().GetAge(); age < 90 || age > 120 {
+		t.Errorf("age %d s, want about 90", age)
 	}
 }

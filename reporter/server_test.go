@@ -42,7 +42,8 @@ type server struct {
 	lifecycle   []agentpb.Lifecycle_State
 	statuses    []string
 	metadata    []*agentpb.Metadata
-	health      []agentpb.AppHealth
+	health      [][]agentpb.AppHealth
+	windows     [][]*agentpb.PushResourcesMonitoringUsageRequest_Datapoint
 	timings     int
 	connections int
 
@@ -52,6 +53,9 @@ type server struct {
 	lifecycleErr          error
 	statusErr             error
 	connectionErr         error
+	metadataErr           error
+
+	lifecycleRefused, metadataRefused int
 }
 
 func newServer(t *testing.T) *server {
@@ -156,6 +160,7 @@ func (s *server) BatchCreateLogs(_ context.Context, req *agentpb.BatchCreateLogs
 func (s *server) UpdateLifecycle(_ context.Context, req *agentpb.UpdateLifecycleRequest) (*agentpb.Lifecycle, error) {
 	return req.GetLifecycle(), s.locked(func() error {
 		if s.lifecycleErr != nil {
+			s.lifecycleRefused++
 			return s.lifecycleErr
 		}
 		s.lifecycle = append(s.lifecycle, req.GetLifecycle().GetState())
@@ -175,6 +180,10 @@ func (s *server) UpdateAppStatus(_ context.Context, req *agentpb.UpdateAppStatus
 
 func (s *server) BatchUpdateMetadata(_ context.Context, req *agentpb.BatchUpdateMetadataRequest) (*agentpb.BatchUpdateMetadataResponse, error) {
 	return &agentpb.BatchUpdateMetadataResponse{}, s.locked(func() error {
+		if s.metadataErr != nil {
+			s.metadataRefused++
+			return s.metadataErr
+		}
 		s.metadata = append(s.metadata, req.GetMetadata()...)
 		return nil
 	})
@@ -182,9 +191,18 @@ func (s *server) BatchUpdateMetadata(_ context.Context, req *agentpb.BatchUpdate
 
 func (s *server) BatchUpdateAppHealths(_ context.Context, req *agentpb.BatchUpdateAppHealthRequest) (*agentpb.BatchUpdateAppHealthResponse, error) {
 	return &agentpb.BatchUpdateAppHealthResponse{}, s.locked(func() error {
+		var all []agentpb.AppHealth
 		for _, u := range req.GetUpdates() {
-			s.health = append(s.health, u.GetHealth())
+			all = append(all, u.GetHealth())
 		}
+		s.health = append(s.health, all)
+		return nil
+	})
+}
+
+func (s *server) PushResourcesMonitoringUsage(_ context.Context, req *agentpb.PushResourcesMonitoringUsageRequest) (*agentpb.PushResourcesMonitoringUsageResponse, error) {
+	return &agentpb.PushResourcesMonitoringUsageResponse{}, s.locked(func() error {
+		s.windows = append(s.windows, req.GetDatapoints())
 		return nil
 	})
 }
@@ -229,7 +247,7 @@ func linked(r *Reporter, addr string, version wire.Version) (stop func()) {
 			linkCtx, linkCancel := context.WithCancel(ctx)
 			unwatch := context.AfterFunc(ctx, func() { client.Close() })
 			all.Go(func() { <-client.Closed(); linkCancel() })
-			_ = r.Deliver(linkCtx, agentpb.NewDRPCAgentClient(client), version)
+			r.Deliver(linkCtx, agentpb.NewDRPCAgentClient(client), version)
 			unwatch()
 			client.Close()
 		}

@@ -21,6 +21,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,9 +56,11 @@ func managerOptions() drpcmanager.Options {
 	return drpcmanager.Options{Reader: drpcwire.ReaderOptions{MaximumBufferSize: wire.MaxMessage}}
 }
 
-// Client is the calling side of a session. Calls may run at the same time.
+// Client is the calling side of a session. Calls may run at the same time. A unary method that the other side
+// turned out to lack is not asked for again: the session answers as the other side did.
 type Client struct {
 	session *yamux.Session
+	absent  sync.Map // the error of each method that the other side lacks, by name
 }
 
 var _ drpc.Conn = (*Client)(nil)
@@ -68,7 +71,7 @@ func NewClient(conn net.Conn) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot start an RPC session: %w", err)
 	}
-	return &Client{session}, nil
+	return &Client{session: session}, nil
 }
 
 // Ping measures one round trip; it fails after 10 s without an answer.
@@ -90,12 +93,18 @@ func (c *Client) open() (*drpcconn.Conn, error) {
 
 // Invoke implements [drpc.Conn] for unary calls.
 func (c *Client) Invoke(ctx context.Context, rpc string, enc drpc.Encoding, in, out drpc.Message) error {
+	if err, ok := c.absent.Load(rpc); ok {
+		return err.(error)
+	}
 	conn, err := c.open()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	return conn.Invoke(ctx, rpc, enc, in, out)
+	if err = conn.Invoke(ctx, rpc, enc, in, out); Unimplemented(err) {
+		c.absent.Store(rpc, err)
+	}
+	return err
 }
 
 // NewStream implements [drpc.Conn] for streaming calls. The call's yamux stream lives as long as it.
