@@ -39,23 +39,28 @@ func (c *Client) ConnectAgent(ctx context.Context) (*Link, error) {
 	if v := c.version.Load(); v != nil {
 		version = *v
 	}
-	session, err := c.session(ctx, "/api/v2/workspaceagents/me/rpc", url.Values{"version": {version.String()}, "role": {"agent"}})
-	if v, ok := olderServer(err); ok && v.Minor < version.Minor {
-		c.version.Store(&v)
+	session, err := c.agentSession(ctx, version)
+	// More than once only where servers of several versions stand behind one address.
+	for v, ok := olderServer(err); ok && v.Minor < version.Minor; v, ok = olderServer(err) {
 		version = v
-		session, err = c.session(ctx, "/api/v2/workspaceagents/me/rpc", url.Values{"version": {version.String()}, "role": {"agent"}})
+		session, err = c.agentSession(ctx, version)
 	}
 	if err != nil {
 		// Next time ask anew: the server may have been upgraded, or be another.
 		c.version.Store(nil)
 		return nil, err
 	}
+	c.version.Store(&version)
 	return &Link{
 		Agent:   agentpb.NewDRPCAgentClient(session),
 		Tailnet: tailnetpb.NewDRPCTailnetClient(session),
 		Version: version,
 		rpc:     session,
 	}, nil
+}
+
+func (c *Client) agentSession(ctx context.Context, version wire.Version) (*rpc.Client, error) {
+	return c.session(ctx, "/api/v2/workspaceagents/me/rpc", url.Values{"version": {version.String()}, "role": {"agent"}})
 }
 
 // olderServer reads the version a server is at from its refusal of a newer one.

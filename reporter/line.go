@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
 
@@ -23,8 +24,6 @@ const (
 	// maxPending bounds what one Write hands to the spool at once, so that one huge Write neither
 	// needs as much memory again nor overfills a segment.
 	maxPending = 256 << 10
-	// notText stands for bytes that are no text; the protocol names it.
-	notText = "❌"
 )
 
 // cutter cuts a byte stream into lines. It holds at most one line, and of that at most maxLine bytes.
@@ -87,10 +86,10 @@ func clean(line []byte, dropped int) []byte {
 		line = kept
 	}
 	if !utf8.Valid(line) {
-		line = bytes.ToValidUTF8(line, []byte(notText))
+		line = bytes.ToValidUTF8(line, []byte(wire.Unreadable))
 	}
 	if bytes.IndexByte(line, 0) >= 0 {
-		line = bytes.ReplaceAll(line, []byte{0}, []byte(notText))
+		line = bytes.ReplaceAll(line, []byte{0}, []byte(wire.Unreadable))
 	}
 	if len(line) > maxLine {
 		kept := trimPartialRune(line[:maxLine])

@@ -316,7 +316,7 @@ func TestDamageCostsOnlyWhatItHit(t *testing.T) {
 	}
 	write(t, r, sourceA, want...)
 	for i, line := range want {
-		want[i] = string(bytes.ToValidUTF8([]byte(line), []byte(notText)))
+		want[i] = string(bytes.ToValidUTF8([]byte(line), []byte(wire.Unreadable)))
 	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)

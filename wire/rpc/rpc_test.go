@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/yamux"
 	"go.uber.org/goleak"
+	"storj.io/drpc/drpcerr"
 	"storj.io/drpc/drpcmux"
 
 	"github.com/berthd/berth/wire"
@@ -24,6 +25,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type agentService struct {
 	agentpb.DRPCAgentUnimplementedServer
+	stats atomic.Int32 // calls of UpdateStats, which it does not have
+}
+
+func (s *agentService) UpdateStats(context.Context, *agentpb.UpdateStatsRequest) (*agentpb.UpdateStatsResponse, error) {
+	s.stats.Add(1)
+	return nil, drpcerr.WithCode(errors.New("Unimplemented"), wire.CodeUnimplemented)
 }
 
 func (*agentService) GetManifest(context.Context, *agentpb.GetManifestRequest) (*agentpb.Manifest, error) {
@@ -321,5 +328,44 @@ func TestOverlongMessage(t *testing.T) {
 	}
 	if m, err := agent.GetManifest(t.Context(), &agentpb.GetManifestRequest{}); err != nil || m.AgentName != "demo" {
 		t.Errorf("another call: %v, %v", m, err)
+	}
+}
+
+// TestAbsentMethodIsAskedForOnce: a server says that it lacks a method by code 12, or, if it was never
+// told of the method, by a text without a code. The session goes on without it.
+func TestAbsentMethodIsAskedForOnce(t *testing.T) {
+	agents := &agentService{}
+	mux := drpcmux.New()
+	if err := agentpb.DRPCRegisterAgent(mux, agents); err != nil {
+		t.Fatal(err)
+	}
+	server, conn := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- Serve(t.Context(), server, mux, ServeOptions{}) }()
+	c, err := NewClient(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, tailnet := agentpb.NewDRPCAgentClient(c), tailnetpb.NewDRPCTailnetClient(c)
+	for range 3 {
+		if _, err := agent.UpdateStats(t.Context(), &agentpb.UpdateStatsRequest{}); !Unimplemented(err) || Code(err) != wire.CodeUnimplemented {
+			t.Errorf("UpdateStats: %v", err)
+		}
+		if _, err := tailnet.RefreshResumeToken(t.Context(), &tailnetpb.RefreshResumeTokenRequest{}); !Unimplemented(err) || Code(err) != 0 {
+			t.Errorf("RefreshResumeToken: %v", err)
+		}
+		if _, err := agent.UpdateStartup(t.Context(), &agentpb.UpdateStartupRequest{}); err == nil || Unimplemented(err) {
+			t.Errorf("UpdateStartup: %v", err)
+		}
+	}
+	if n := agents.stats.Load(); n != 1 {
+		t.Errorf("asked %d times for a method that is not there, want once", n)
+	}
+	if _, err := agent.GetManifest(t.Context(), &agentpb.GetManifestRequest{}); err != nil {
+		t.Errorf("the session did not go on: %v", err)
+	}
+	c.Close()
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }
