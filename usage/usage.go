@@ -1,0 +1,145 @@
+// Package usage tells how much memory and disk a workspace uses, and how much it has.
+//
+// [Memory] counts against the limit of the container that this process is in, if there is one, and
+// against the machine's memory otherwise; [Volume] tells about one mounted file system.
+package usage
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Amount is how much of something is used, and how much there is; in bytes.
+type Amount struct{ Used, Total int64 }
+
+// Memory returns the memory in use. Page cache that the kernel can take back at once does not count.
+func Memory() (Amount, error) { return machine("/").memory() }
+
+// Volume returns how full the file system is that path is on.
+func Volume(path string) (Amount, error) {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(path, &fs); err != nil {
+		return Amount{}, fmt.Errorf("cannot tell how full %s is: %w", path, err)
+	}
+	return Amount{Used: int64(fs.Blocks-fs.Bfree) * int64(fs.Bsize), Total: int64(fs.Blocks) * int64(fs.Bsize)}, nil
+}
+
+// machine is the root of a file system with the kernel's /proc and /sys.
+type machine string
+
+func (m machine) memory() (Amount, error) {
+	host, err := m.hostMemory()
+	if err != nil {
+		return Amount{}, fmt.Errorf("cannot tell how much memory is in use: %w", err)
+	}
+	if limited, ok := m.limitedMemory(); ok && limited.Total < host.Total {
+		return limited, nil
+	}
+	return host, nil
+}
+
+// hostMemory reads /proc/meminfo, whose figures are in KiB.
+func (m machine) hostMemory() (Amount, error) {
+	file, err := os.ReadFile(filepath.Join(string(m), "proc/meminfo"))
+	if err != nil {
+		return Amount{}, err
+	}
+	total, ok := figure(file, "MemTotal:")
+	available, ok2 := figure(file, "MemAvailable:")
+	if !ok || !ok2 {
+		return Amount{}, errors.New("/proc/meminfo does not say")
+	}
+	return Amount{Used: (total - available) << 10, Total: total << 10}, nil
+}
+
+// hierarchy is where one version of control groups keeps its figures.
+type hierarchy struct{ mount, limit, current, cache string }
+
+var (
+	unified = hierarchy{"sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"}
+	legacy  = hierarchy{"sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"}
+)
+
+// limitedMemory returns what counts against the tightest limit of the control groups around this
+// process; false if there is none.
+func (m machine) limitedMemory() (Amount, bool) {
+	h, group, ok := m.group()
+	if !ok {
+		return Amount{}, false
+	}
+	mount := filepath.Join(string(m), h.mount)
+	tightest, found := Amount{Total: math.MaxInt64}, false
+	// A container may see its own groups at the mount, under a path that only the host knows.
+	for dir := filepath.Join(mount, group); ; dir = filepath.Dir(dir) {
+		if a, ok := h.read(dir); ok && a.Total < tightest.Total {
+			tightest, found = a, true
+		}
+		if len(dir) <= len(mount) {
+			return tightest, found
+		}
+	}
+}
+
+// group returns the memory control group of this process.
+func (m machine) group() (hierarchy, string, bool) {
+	file, err := os.ReadFile(filepath.Join(string(m), "proc/self/cgroup"))
+	if err != nil {
+		return hierarchy{}, "", false
+	}
+	path, both := "", false
+	for line := range strings.Lines(string(file)) {
+		field := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		switch {
+		case len(field) != 3:
+		case strings.Contains(","+field[1]+",", ",memory,"):
+			return legacy, filepath.Clean("/" + field[2]), true
+		case field[0] == "0" && field[1] == "":
+			path, both = filepath.Clean("/"+field[2]), true
+		}
+	}
+	return unified, path, both
+}
+
+// read returns a group's memory; false if it has no limit.
+func (h hierarchy) read(dir string) (Amount, bool) {
+	limit, ok := number(filepath.Join(dir, h.limit))
+	current, ok2 := number(filepath.Join(dir, h.current))
+	if !ok || !ok2 {
+		return Amount{}, false
+	}
+	if stat, err := os.ReadFile(filepath.Join(dir, "memory.stat")); err == nil {
+		if cache, ok := figure(stat, h.cache); ok {
+			current = max(current-cache, 0)
+		}
+	}
+	return Amount{Used: current, Total: limit}, true
+}
+
+// number reads a file that holds one number.
+func number(path string) (int64, bool) {
+	file, err := os.ReadFile(path)
+	if err != nil {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(string(bytes.TrimSpace(file)), 10, 64) // "max" is none
+	return n, err == nil
+}
+
+// figure reads the number behind a name at the start of a line.
+func figure(file []byte, name string) (int64, bool) {
+	for lines := bufio.NewScanner(bytes.NewReader(file)); lines.Scan(); {
+		if field := strings.Fields(lines.Text()); len(field) >= 2 && field[0] == name {
+			n, err := strconv.ParseInt(field[1], 10, 64)
+			return n, err == nil
+		}
+	}
+	return 0, false
+}
