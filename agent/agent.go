@@ -53,16 +53,18 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Event(e)
 	}
 	defer event(Event{Step: StepStopped})
+	var owners claims
 	for {
 		a, err := build(ctx, cfg, event)
 		if err != nil {
 			return err
 		}
+		a.claims = &owners
 		err = runStages(ctx, cfg.Log, a.stages())
-		if !errors.Is(err, errAgentChanged) || ctx.Err() != nil {
+		if !errors.Is(err, errAgentChanged) && !errors.Is(err, errReinit) || ctx.Err() != nil {
 			return err
 		}
-		cfg.Log.Info("the server made this workspace another agent; starting anew as that one")
+		cfg.Log.Info("starting anew", "reason", err)
 	}
 }
 
@@ -73,6 +75,7 @@ type agent struct {
 	emit func(Event)
 	// restarting tells, once the agent stops, that berthd is to be started again: the workspace goes on.
 	restarting func() bool
+	claims     *claims
 
 	parts
 	known
@@ -80,6 +83,7 @@ type agent struct {
 
 // parts are built before anything starts.
 type parts struct {
+	server    *client.Client
 	link      *link
 	reporter  *reporter.Reporter
 	shell     *shell.Workspace
@@ -98,9 +102,10 @@ type known struct {
 	secret    atomic.Pointer[wire.Secret] // the session token
 	manifest  atomic.Pointer[agentpb.Manifest]
 	banners   atomic.Pointer[[]string]
-	joined    atomic.Bool // that the mesh was joined has been told
-	meshDebug atomic.Bool // the mesh logs all it does
-	changed   atomic.Bool // the server gave us another id
+	joined    atomic.Bool  // that the mesh was joined has been told
+	meshDebug atomic.Bool  // the mesh logs all it does
+	changed   atomic.Bool  // the server gave us another id
+	spoken    wire.Version // with the server, on the last link; the link's own
 
 	first   *later[*agentpb.Manifest]
 	mesh    *later[*mesh]
@@ -125,16 +130,17 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	server, err := client.New(client.Config{URL: cfg.Server.URL, Token: a.token, HTTP: cfg.Server.HTTP, Header: cfg.Server.Header})
+	a.server, err = client.New(client.Config{URL: cfg.Server.URL, Token: a.token, HTTP: cfg.Server.HTTP, Header: cfg.Server.Header})
 	if err != nil {
 		return nil, err
 	}
-	if a.reporter, err = reporter.Open(reporter.Config{Dir: cfg.State.Path("spool"), Log: cfg.Log}); err != nil {
+	a.reporter, err = reporter.Open(reporter.Config{Dir: cfg.State.Path("spool"), PatchAppStatus: a.patchAppStatus, Log: cfg.Log})
+	if err != nil {
 		return nil, err
 	}
 
 	a.link = &link{
-		dial:      func(ctx context.Context) (session, error) { return a.dial(ctx, server) },
+		dial:      func(ctx context.Context) (session, error) { return a.dial(ctx) },
 		onRefused: cfg.OnRefused,
 		renews:    cfg.Identity.Renews(),
 		event:     event,
@@ -160,6 +166,7 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		Terminals: a.terminals,
 		Command:   a.shell.Command,
 		Banner:    a.greet,
+		JetBrains: a.jetBrains,
 		Report:    a.connectedSSH,
 		Block: sshd.Block{
 			FileTransfer:  cfg.Services.BlockFileTransfer,
@@ -210,6 +217,7 @@ func (a *agent) stages() []stage {
 	return []stage{
 		{name: "reporter", run: a.runReporter, budget: reporterBudget},
 		{name: "link", run: a.link.run, budget: linkBudget},
+		{name: "owner", run: a.runReinit, budget: linkBudget},
 		{name: "last reports", run: a.runFlush, budget: flushBudget + time.Second},
 		{name: "local socket", run: a.local.run, ready: a.local.ready, budget: time.Second},
 		{name: "debug listeners", run: a.runDebug, budget: time.Second},
@@ -243,13 +251,13 @@ func (a *agent) service(name string, port uint16, serve func(context.Context, ne
 }
 
 // dial proves who we are and opens the link.
-func (a *agent) dial(ctx context.Context, server *client.Client) (session, error) {
+func (a *agent) dial(ctx context.Context) (session, error) {
 	token, err := a.cfg.Identity.Token(ctx)
 	if err != nil {
 		return nil, identityProblem(err)
 	}
 	a.secret.Store(&token)
-	up, err := server.ConnectAgent(ctx)
+	up, err := a.server.ConnectAgent(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -315,6 +323,13 @@ func (a *agent) runTerminals(ctx context.Context) error {
 		a.log.Warn("cannot end the terminals", "error", err)
 	}
 	return nil
+}
+
+// patchAppStatus tells an app's status to a server that has no RPC for it.
+func (a *agent) patchAppStatus(ctx context.Context, status *agentpb.UpdateAppStatusRequest) error {
+	return a.server.PatchAppStatus(ctx, wire.PatchAppStatus{
+		AppSlug: status.GetSlug(), State: strings.ToLower(status.GetState().String()), Message: status.GetMessage(), URI: status.GetUri(),
+	})
 }
 
 // listPorts lists what listens here, without what the agent itself opened.

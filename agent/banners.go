@@ -12,6 +12,7 @@ import (
 
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
+	"github.com/berthd/berth/wire/rpc"
 )
 
 const (
@@ -21,16 +22,19 @@ const (
 	maxMOTD = 64 << 10
 )
 
-// refreshBanners keeps the announcements that a login shows up to date.
+// refreshBanners keeps the announcements that a login shows up to date. While the server does not tell,
+// the last ones stay.
 func (a *agent) refreshBanners(ctx context.Context, api agentpb.DRPCAgentClient, version wire.Version) error {
+	trouble := &trouble{log: a.log}
 	tick := time.NewTicker(bannerInterval)
 	defer tick.Stop()
 	for {
-		banners, err := fetchBanners(ctx, api, version)
-		if err != nil {
-			return fmt.Errorf("cannot get announcements: %w", err)
+		if banners, err := fetchBanners(ctx, api, version); err == nil {
+			trouble.clear()
+			a.banners.Store(&banners)
+		} else if ctx.Err() == nil {
+			trouble.report(fmt.Sprintf("cannot get announcements: %v", err), "")
 		}
-		a.banners.Store(&banners)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -39,24 +43,30 @@ func (a *agent) refreshBanners(ctx context.Context, api agentpb.DRPCAgentClient,
 	}
 }
 
+// fetchBanners asks for what is announced; a server that has no announcements at all has none.
 func fetchBanners(ctx context.Context, api agentpb.DRPCAgentClient, version wire.Version) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if !version.AtLeast(1) {
-		b, err := api.GetServiceBanner(ctx, &agentpb.GetServiceBannerRequest{})
-		if err != nil || !b.GetEnabled() {
-			return nil, optional(err)
-		}
-		return []string{b.GetMessage()}, nil
-	}
-	resp, err := api.GetAnnouncementBanners(ctx, &agentpb.GetAnnouncementBannersRequest{})
-	var banners []string
-	for _, b := range resp.GetAnnouncementBanners() {
-		if b.GetEnabled() {
-			banners = append(banners, b.GetMessage())
+	if version.AtLeast(1) {
+		resp, err := api.GetAnnouncementBanners(ctx, &agentpb.GetAnnouncementBannersRequest{})
+		if !rpc.Unimplemented(err) {
+			var banners []string
+			for _, b := range resp.GetAnnouncementBanners() {
+				if b.GetEnabled() {
+					banners = append(banners, b.GetMessage())
+				}
+			}
+			return banners, err
 		}
 	}
-	return banners, optional(err)
+	b, err := api.GetServiceBanner(ctx, &agentpb.GetServiceBannerRequest{})
+	switch {
+	case rpc.Unimplemented(err):
+		return nil, nil
+	case err != nil || !b.GetEnabled():
+		return nil, err
+	}
+	return []string{b.GetMessage()}, nil
 }
 
 // greet writes what a person sees at login: the announcements, and the message of the day unless

@@ -1,13 +1,20 @@
 package agent
 
 import (
+	"bytes"
+	"context"
+	"fmt"
 	"net"
+	"os"
+	"slices"
 	"sync"
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/berthd/berth/ports"
 	"github.com/berthd/berth/sshd"
+	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
 
@@ -53,4 +60,28 @@ func hostOf(addr net.Addr) string {
 		return addr.String()
 	}
 	return host
+}
+
+// jetBrainsMarks stand in the command lines of JetBrains programs that people connect to.
+var jetBrainsMarks = []string{"idea.vendor.name=JetBrains", "com.jetbrains.toolbox", "remote-dev-server"}
+
+// jetBrains tells whether a JetBrains program listens on a port of this machine.
+func (a *agent) jetBrains(port uint16) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	all, err := ports.List(ctx)
+	if err != nil {
+		a.log.Debug("cannot tell who listens on a forwarded port", "error", err)
+		return false
+	}
+	return slices.ContainsFunc(all, func(p wire.ListeningPort) bool {
+		return p.Port == port && p.Network == "tcp" && isJetBrains(p.PID)
+	})
+}
+
+// isJetBrains looks at a process's whole command line: an IDE's names hundreds of libraries before
+// itself.
+func isJetBrains(pid int) bool {
+	command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && slices.ContainsFunc(jetBrainsMarks, func(mark string) bool { return bytes.Contains(command, []byte(mark)) })
 }

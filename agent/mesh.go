@@ -81,9 +81,7 @@ func (a *agent) runNode(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("cannot make the mesh node: %w", err)
 	}
-	if err := node.SetDERPMap(m.GetDerpMap()); err != nil {
-		a.log.Warn("the server's relay map cannot be used; waiting for another", "error", err)
-	}
+	a.setRelayMap(node, m.GetDerpMap())
 	up := newMesh(node)
 	a.mesh.set(up)
 	<-ctx.Done()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/tailnet"
+	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 	"github.com/berthd/berth/wire/rpc"
 	"github.com/berthd/berth/wire/tailnetpb"
@@ -32,14 +33,17 @@ type duties struct {
 // Close implements session.
 func (d duties) Close() error { return d.up.Close() }
 
-// run implements session: it does what the server expects of an agent, until the link ends or one
-// duty fails.
+// run implements session: it does what the server expects of an agent, until the link ends. Beside the
+// manifest only coordination and the relay map are worth another link when they fail; the other duties
+// bear any answer of the server, and end with ctx alone.
 func (d duties) run(ctx context.Context) error {
 	a, up := d.agent, d.up
 	m, err := a.takeManifest(ctx, up.Agent)
 	if err != nil {
 		return err
 	}
+	startupErr := a.reportStartup(ctx, up.Agent)
+	a.inForce(ctx, m)
 	a.linked(m, up)
 
 	g, ctx := errgroup.WithContext(ctx)
@@ -51,11 +55,23 @@ func (d duties) run(ctx context.Context) error {
 			return ctx.Err()
 		}
 	})
-	g.Go(func() error { return a.reporter.Deliver(ctx, up.Agent, up.Version) })
+	if startupErr != nil {
+		g.Go(func() error { return a.insistOnStartup(ctx, up.Agent) })
+	}
+	g.Go(func() error { a.reporter.Deliver(ctx, up.Agent, up.Version); return ended(ctx) })
 	g.Go(func() error { return a.refreshBanners(ctx, up.Agent, up.Version) })
 	g.Go(func() error { return a.coordinate(ctx, up.Tailnet) })
 	g.Go(func() error { return a.followRelayMaps(ctx, up.Tailnet) })
 	g.Go(func() error { return a.reportStats(ctx, up.Agent) })
+	g.Go(func() error {
+		return metadataCollector{m.GetMetadata(), a.shell.Command, a.reporter.Metadata, a.log.With("part", "metadata")}.run(ctx)
+	})
+	g.Go(func() error {
+		return healthChecker{m.GetApps(), a.reporter.AppHealths, a.log.With("part", "health")}.run(ctx)
+	})
+	if up.Version.AtLeast(4) {
+		g.Go(func() error { return a.monitorResources(ctx, up.Agent) })
+	}
 	err = g.Wait()
 	select {
 	case <-up.Done():
@@ -83,14 +99,92 @@ func (a *agent) takeManifest(ctx context.Context, api agentpb.DRPCAgentClient) (
 		return nil, errAgentChanged
 	}
 	a.shell.Update(m, a.token())
-	startup := &agentpb.Startup{Version: a.cfg.Version, ExpandedDirectory: a.shell.Directory(), Subsystems: a.subsystems()}
-	if _, err := api.UpdateStartup(ctx, &agentpb.UpdateStartupRequest{Startup: startup}); err != nil {
-		return nil, fmt.Errorf("cannot report the startup: %w", err)
-	}
+	return m, nil
+}
+
+// inForce lets everybody know of a manifest.
+func (a *agent) inForce(ctx context.Context, m *agentpb.Manifest) {
 	if a.manifest.Swap(m) == nil {
 		a.first.set(m)
+	} else {
+		a.newRelayMap(ctx, m.GetDerpMap())
 	}
-	return m, nil
+	writeSecrets(m.GetSecrets(), a.shell.Home(), a.log)
+}
+
+// newRelayMap gives the node the relay map of a later manifest, should the node be up.
+func (a *agent) newRelayMap(ctx context.Context, m *tailnetpb.DERPMap) {
+	select {
+	case <-a.mesh.come:
+	default:
+		return
+	}
+	_ = a.mesh.value.use(ctx, func(_ context.Context, node *tailnet.Node) error {
+		a.setRelayMap(node, m)
+		return nil
+	})
+}
+
+// setRelayMap gives the node a relay map that it can use; otherwise it keeps the one it has.
+func (a *agent) setRelayMap(node *tailnet.Node, m *tailnetpb.DERPMap) {
+	if err := node.SetDERPMap(m); err != nil {
+		a.log.Warn("the server's new relay map cannot be used; keeping the old one", "error", err)
+	}
+}
+
+// reportStartup tells what runs here.
+func (a *agent) reportStartup(ctx context.Context, api agentpb.DRPCAgentClient) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	startup := &agentpb.Startup{Version: a.cfg.Version, ExpandedDirectory: a.shell.Directory(), Subsystems: a.subsystems()}
+	_, err := api.UpdateStartup(ctx, &agentpb.UpdateStartupRequest{Startup: startup})
+	return err
+}
+
+// insistOnStartup is for when that failed: nothing else waits for it.
+func (a *agent) insistOnStartup(ctx context.Context, api agentpb.DRPCAgentClient) error {
+	a.insist(ctx, "report the startup", func(ctx context.Context) error { return a.reportStartup(ctx, api) })
+	return ended(ctx)
+}
+
+// insist makes a call until it succeeds, with pauses in between. It returns false if the server lacks
+// the method or ctx is done.
+func (a *agent) insist(ctx context.Context, what string, call func(context.Context) error) bool {
+	trouble := &trouble{log: a.log}
+	for pace := newPace().patient; ; {
+		callCtx, cancel := context.WithTimeout(ctx, callTimeout)
+		err := call(callCtx)
+		cancel()
+		if ctx.Err() != nil || rpc.Unimplemented(err) {
+			return false
+		}
+		if err == nil {
+			trouble.clear()
+			return true
+		}
+		trouble.report(fmt.Sprintf("cannot %s: %v", what, err), "see the server's log; it is tried again")
+		if !pause(ctx, pace.next()) {
+			return false
+		}
+	}
+}
+
+// pause waits; it returns false if ctx is done first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// ended is the end of a duty that has nothing left to do on this link: it waits for the link's.
+func ended(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func (a *agent) linked(m *agentpb.Manifest, up *client.Link) {
@@ -101,6 +195,10 @@ func (a *agent) linked(m *agentpb.Manifest, up *client.Link) {
 		level = slog.LevelDebug // what a person should know has been said
 	}
 	a.log.Log(context.Background(), level, "linked to the control server", "agent", m.GetAgentName(), "id", id, "api", up.Version)
+	if up.Version != wire.CurrentVersion && up.Version != a.spoken {
+		a.log.Info("the server speaks an older version of the agent API; it is told what that has room for", "server", up.Version, "berthd", wire.CurrentVersion)
+	}
+	a.spoken = up.Version
 	a.emit(Event{Step: StepLinked, AgentID: id, AgentName: m.GetAgentName()})
 }
 
@@ -150,12 +248,13 @@ func (a *agent) followRelayMaps(ctx context.Context, api tailnetpb.DRPCTailnetCl
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
+			if rpc.Unimplemented(err) {
+				return ended(ctx)
+			}
 			if err != nil {
 				return fmt.Errorf("cannot follow the relay map: %w", err)
 			}
-			if err := node.SetDERPMap(m); err != nil {
-				a.log.Warn("the server's new relay map cannot be used; keeping the old one", "error", err)
-			}
+			a.setRelayMap(node, m)
 		}
 	})
 }
@@ -166,14 +265,6 @@ func endOf(ctx context.Context, what string) error {
 		return ctx.Err()
 	}
 	return fmt.Errorf("the server ended the %s", what)
-}
-
-// optional turns "this server does not know that call" into nil.
-func optional(err error) error {
-	if rpc.Unimplemented(err) {
-		return nil
-	}
-	return err
 }
 
 func (a *agent) subsystems() []agentpb.Startup_Subsystem {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/berthd/berth/tailnet"
 	"github.com/berthd/berth/wire/agentpb"
+	"github.com/berthd/berth/wire/rpc"
 )
 
 const (
@@ -30,16 +31,27 @@ func (a *agent) reportStats(ctx context.Context, api agentpb.DRPCAgentClient) er
 		return ctx.Err()
 	}
 	return up.use(ctx, func(ctx context.Context, node *tailnet.Node) error {
-		interval, err := sendStats(ctx, api, nil)
-		for err == nil {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(interval):
-			}
-			interval, err = sendStats(ctx, api, a.stats(ctx, node))
+		var interval time.Duration
+		if !a.insist(ctx, "ask when to report statistics", func(ctx context.Context) (err error) {
+			interval, err = sendStats(ctx, api, nil)
+			return err
+		}) {
+			return ended(ctx)
 		}
-		return err
+		trouble := &trouble{log: a.log}
+		for pause(ctx, interval) {
+			next, err := sendStats(ctx, api, a.stats(ctx, node))
+			switch {
+			case rpc.Unimplemented(err):
+				return ended(ctx)
+			case err == nil:
+				trouble.clear()
+				interval = next
+			case ctx.Err() == nil:
+				trouble.report(fmt.Sprintf("cannot report statistics: %v", err), "")
+			}
+		}
+		return ctx.Err()
 	})
 }
 
@@ -49,7 +61,7 @@ func sendStats(ctx context.Context, api agentpb.DRPCAgentClient, stats *agentpb.
 	defer cancel()
 	resp, err := api.UpdateStats(ctx, &agentpb.UpdateStatsRequest{Stats: stats})
 	if err != nil {
-		return 0, fmt.Errorf("cannot report statistics: %w", err)
+		return 0, err
 	}
 	interval := resp.GetReportInterval().AsDuration()
 	if interval <= 0 {
