@@ -25,6 +25,7 @@ import (
 	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/identity"
 	"github.com/berthd/berth/ptyhost"
+	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 	"github.com/berthd/berth/wire/rpc"
 	"github.com/berthd/berth/wire/tailnetpb"
@@ -38,6 +39,13 @@ type server struct {
 	url     *url.URL
 
 	mu       sync.Mutex
+	minor    int               // of the newest version it speaks, 10 by default
+	fail     map[string]error  // what a method answers instead
+	calls    map[string]int    // by method
+	metadata map[string]string // newest value of each key
+	healths  [][]agentpb.AppHealth
+	patched  []wire.PatchAppStatus
+	reinit   http.HandlerFunc // nil: not found
 	manifest *agentpb.Manifest
 	startups []*agentpb.Startup
 	states   []string
@@ -55,13 +63,30 @@ type coordinator struct {
 
 func newServer(t *testing.T, m *agentpb.Manifest) *server {
 	t.Helper()
-	s := &server{manifest: m, tailnet: coordinator{told: make(chan *tailnetpb.CoordinateRequest, 1000)}}
+	s := &server{
+		manifest: m, tailnet: coordinator{told: make(chan *tailnetpb.CoordinateRequest, 1000)},
+		minor: 10, fail: map[string]error{}, calls: map[string]int{}, metadata: map[string]string{},
+	}
 	mux := drpcmux.New()
 	if err := errors.Join(agentpb.DRPCRegisterAgent(mux, s), tailnetpb.DRPCRegisterTailnet(mux, &s.tailnet)); err != nil {
 		t.Fatal(err)
 	}
 	h := http.NewServeMux()
+	h.HandleFunc("PATCH /api/v2/workspaceagents/me/app-status", s.patchAppStatus)
+	h.HandleFunc("GET /api/v2/workspaceagents/me/reinit", func(w http.ResponseWriter, r *http.Request) {
+		handle := http.NotFound
+		s.use(func() {
+			s.calls["reinit"]++
+			if s.reinit != nil {
+				handle = s.reinit
+			}
+		})
+		handle(w, r)
+	})
 	h.HandleFunc("GET /api/v2/workspaceagents/me/rpc", func(w http.ResponseWriter, r *http.Request) {
+		if !s.accepts(w, r.URL.Query().Get("version")) {
+			return
+		}
 		ws, err := websocket.Accept(w, r, nil)
 		if err != nil {
 			return
@@ -72,7 +97,7 @@ func newServer(t *testing.T, m *agentpb.Manifest) *server {
 		s.mu.Lock()
 		s.drop = cancel
 		s.mu.Unlock()
-		_ = rpc.Serve(ctx, websocket.NetConn(ctx, ws, websocket.MessageBinary), mux, rpc.ServeOptions{})
+		_ = rpc.Serve(ctx, websocket.NetConn(ctx, ws, websocket.MessageBinary), gate{s, mux}, rpc.ServeOptions{})
 	})
 	h.HandleFunc("GET /derp/latency-check", func(w http.ResponseWriter, _ *http.Request) {
 		s.use(func() {

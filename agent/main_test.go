@@ -1,14 +1,32 @@
 package agent
 
 import (
+	"bufio"
+	"fmt"
 	"net"
+	"os"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// envListen makes the test binary a program that listens on a port, tells which, and ends when its
+// standard input does.
+const envListen = "BERTH_TEST_LISTEN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(envListen) != "" {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			panic(err)
+		}
+		fmt.Println(l.Addr().(*net.TCPAddr).Port)
+		_, _ = bufio.NewReader(os.Stdin).ReadString(0)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // eventually polls until ok holds, with a limit that only a fault reaches.
 func eventually(t *testing.T, what string, ok func() bool) {

@@ -46,9 +46,6 @@ func secretPath(path, home string) string {
 // links, but not one that another user could have laid or could turn.
 func writeSecret(path string, value []byte) error {
 	dir, name := filepath.Split(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
 	dir, err := ownDirectory(dir)
 	if err != nil {
 		return err
@@ -101,8 +98,9 @@ func remove(root *os.Root, name string) error {
 // maxLinks bounds the symbolic links in one path; the kernel's figure.
 const maxLinks = 40
 
-// ownDirectory resolves a directory's symbolic links. It fails if another user could send us elsewhere:
-// by a link of theirs, or in a directory that is theirs or that everybody may change.
+// ownDirectory resolves a directory's symbolic links, and makes what is missing. It fails if another user
+// could send us elsewhere: by a link of theirs, or in a directory that is theirs or that everybody may
+// change.
 func ownDirectory(dir string) (string, error) {
 	at := "/"
 	rest := strings.Split(filepath.Clean(dir), "/")
@@ -114,6 +112,11 @@ func ownDirectory(dir string) (string, error) {
 		}
 		next := filepath.Join(at, name)
 		info, err := os.Lstat(next)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = os.Mkdir(next, 0o700); err == nil {
+				info, err = os.Lstat(next)
+			}
+		}
 		if err != nil {
 			return "", err
 		}
