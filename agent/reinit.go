@@ -25,7 +25,7 @@ func (a *agent) runReinit(ctx context.Context) error {
 	if _, ok := a.first.wait(ctx); !ok {
 		return nil
 	}
-	for pace := newPace().quick; !a.claims.over; {
+	for pace := client.NewPace(); !a.claims.over; {
 		event, err := a.server.AwaitReinit(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -35,7 +35,7 @@ func (a *agent) runReinit(ctx context.Context) error {
 			a.claims.over = true
 		case err != nil:
 			a.log.Debug("cannot hear of an owner; asking again", "error", err)
-			if !pause(ctx, pace.next()) {
+			if !pause(ctx, pace.Soon()) {
 				return nil
 			}
 		case event.OwnerID != uuid.Nil && event.OwnerID == a.claims.owner:

@@ -151,7 +151,7 @@ func (a *agent) insistOnStartup(ctx context.Context, api agentpb.DRPCAgentClient
 // the method or ctx is done.
 func (a *agent) insist(ctx context.Context, what string, call func(context.Context) error) bool {
 	trouble := &trouble{log: a.log}
-	for pace := newPace().patient; ; {
+	for pace := client.NewPace(); ; {
 		callCtx, cancel := context.WithTimeout(ctx, callTimeout)
 		err := call(callCtx)
 		cancel()
@@ -163,7 +163,7 @@ func (a *agent) insist(ctx context.Context, what string, call func(context.Conte
 			return true
 		}
 		trouble.report(fmt.Sprintf("cannot %s: %v", what, err), "see the server's log; it is tried again")
-		if !pause(ctx, pace.next()) {
+		if !pause(ctx, pace.Soon()) {
 			return false
 		}
 	}
