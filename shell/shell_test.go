@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
@@ -317,4 +318,43 @@ func TestUpdateWhileCommandsStart(t *testing.T) {
 		})
 	}
 	group.Wait()
+}
+
+// FuzzManifest takes in whatever a server might send, and starts nothing with it: what a session would
+// get has proper variables only, each once.
+func FuzzManifest(f *testing.F) {
+	id := uuid.New()
+	for _, m := range []*agentpb.Manifest{
+		{},
+		{WorkspaceId: id[:], WorkspaceName: "ws", AgentName: "main", OwnerUsername: "olga", Directory: "~/$HOME/${"},
+		{WorkspaceId: []byte("short"), VsCodePortProxyUri: "https://{{port}}.example"},
+		{EnvironmentVariables: map[string]string{"A": "$A$B${C", "PATH": "$PATH:/x", "CODER": "no", "LD_PRELOAD": "/x", "BAD=": "x", "NUL": "\x00"}},
+		{Secrets: []*agentpb.WorkspaceSecret{{EnvName: "S", Value: []byte("\xff\x00")}, {EnvName: "=", Value: []byte("x")}}},
+	} {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, "A=b")
+	}
+	w := newWorkspace(Config{Log: slog.New(slog.DiscardHandler)}, []string{"PATH=/bin", "HOME=/nonexistent"}, "/nonexistent")
+	f.Fuzz(func(t *testing.T, message []byte, fromClient string) {
+		m := new(agentpb.Manifest)
+		if proto.Unmarshal(message, m) != nil {
+			return
+		}
+		w.Update(m, "s3cret")
+		spec, err := w.Command("true", []string{fromClient})
+		if err != nil {
+			return
+		}
+		seen := map[string]string{}
+		for _, pair := range spec.Env {
+			name, value, ok := strings.Cut(pair, "=")
+			if _, twice := seen[name]; !ok || name == "" || twice || strings.ContainsRune(pair, 0) {
+				t.Errorf("variable %q", pair)
+			}
+			seen[name] = value
+		}
+	})
 }

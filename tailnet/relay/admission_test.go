@@ -400,3 +400,42 @@ func eventually(t *testing.T, ok func() bool) {
 		time.Sleep(50 * time.Millisecond)
 	}
 }
+
+// FuzzConnection sends the relay whatever might come on a connection, in two pieces, before anybody has
+// proved anything. Its end is noticed, and nothing is kept of it.
+func FuzzConnection(f *testing.F) {
+	k := key.NewNode().Public().Raw32()
+	greeting := append([]byte{frameClientInfo, 0, 0, 0, 56 + 32}, k[:]...)
+	f.Add([]byte{}, []byte{})
+	f.Add(greeting, make([]byte, 56))
+	f.Add(greeting[:3], greeting[3:])
+	f.Add([]byte{frameClientInfo, 0xff, 0xff, 0xff, 0xff}, greeting)
+	f.Add([]byte{4, 0, 1, 0, 32}, make([]byte, 100))
+	s := New(nil, func(other [32]byte) bool { return other == k })
+	f.Cleanup(func() { s.Close() })
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		here, there := net.Pipe()
+		v, err := s.lobby.enter(netip.Addr{}, func() {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &watched{Conn: there, from: there, visitor: v}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.derp.Accept(t.Context(), c, bufio.NewReadWriter(bufio.NewReader(c), bufio.NewWriter(c)), "192.0.2.1:7")
+		}()
+		go io.Copy(io.Discard, here)
+		here.SetWriteDeadline(time.Now().Add(30 * time.Second))
+		here.Write(first)
+		here.Write(second)
+		here.Close()
+		<-done
+		v.close()
+		s.lobby.mu.Lock()
+		defer s.lobby.mu.Unlock()
+		if len(s.lobby.strangers) != 0 || len(s.lobby.addresses) != 0 {
+			t.Errorf("%d strangers of %d addresses are left", len(s.lobby.strangers), len(s.lobby.addresses))
+		}
+	})
+}
