@@ -235,8 +235,13 @@ func explainNetwork(err error) *Problem {
 		op      *net.OpError
 		timeout interface{ Timeout() bool }
 	)
+	if errors.As(err, &op) && op.Op == "proxyconnect" {
+		return &Problem{Kind: KindUnreachable,
+			Cause: "the proxy in front of the server is not reached: " + explainNetwork(op.Err).Cause,
+			Fix:   "correct HTTP_PROXY and HTTPS_PROXY, or put the server into NO_PROXY"}
+	}
 	where := "the server"
-	if errors.As(err, &op) && op.Addr != nil {
+	if op != nil && op.Addr != nil {
 		where = op.Addr.String()
 	}
 	switch {

@@ -184,6 +184,25 @@ func TestExplainClock(t *testing.T) {
 	}
 }
 
+func TestExplainDeadProxy(t *testing.T) {
+	h, err := NewHTTP(HTTPConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Transport.(*http.Transport).Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: "127.0.0.1:1"})
+	c, err := New(Config{URL: &url.URL{Scheme: "http", Host: "berth.example.com"}, HTTP: h})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Agents(t.Context())
+	p := Explain(err)
+	for _, word := range []string{"the proxy", "nothing listens at 127.0.0.1:1", "NO_PROXY"} {
+		if p.Kind != KindUnreachable || !strings.Contains(p.Error(), word) {
+			t.Errorf("%s: %q lacks %q", p.Kind, p, word)
+		}
+	}
+}
+
 func TestExplainRetryAfter(t *testing.T) {
 	for _, tt := range []struct {
 		status int

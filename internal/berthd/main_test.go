@@ -2,6 +2,7 @@ package berthd
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"testing"
 
@@ -14,6 +15,13 @@ const envSelf = "BERTHD_TEST_SELF"
 func TestMain(m *testing.M) {
 	if os.Getenv(envSelf) != "" {
 		os.Exit(Main(context.Background(), os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))
+	}
+	if cloud := os.Getenv(envFakeCloud); cloud != "" {
+		if err := fakeCloud(cloud); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m)
 }

@@ -40,8 +40,13 @@ type daemon struct {
 // start runs berthd with a state directory of its own.
 func start(t *testing.T, env []string, args ...string) *daemon {
 	t.Helper()
-	d := &daemon{t: t, lines: make(chan string, 1000), state: shortTempDir(t)}
-	d.cmd = exec.Command(os.Args[0], args...)
+	return launch(t, exec.Command(os.Args[0], args...), env)
+}
+
+// launch starts a command that becomes berthd.
+func launch(t *testing.T, cmd *exec.Cmd, env []string) *daemon {
+	t.Helper()
+	d := &daemon{t: t, cmd: cmd, lines: make(chan string, 1000), state: shortTempDir(t)}
 	d.cmd.Env = append([]string{
 		envSelf + "=1", "PATH=" + os.Getenv("PATH"), "HOME=" + d.state, "BERTH_STATE_DIR=" + filepath.Join(d.state, "s"),
 		"BERTH_TOKEN=" + secretToken,

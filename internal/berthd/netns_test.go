@@ -1,0 +1,312 @@
+package berthd
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"os"
+	"os/exec"
+	"os/user"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/berthd/berth/internal/testnet"
+	"github.com/berthd/berth/wire"
+)
+
+// This file tests against a metadata service at its real address, in network namespaces:
+//
+//	agent (namespace A) -- router (namespace R) -- cloud (namespace M)
+//	10.x.1.1         10.x.1.2      10.x.2.2      10.x.2.1, 169.254.169.254
+//
+// berthd runs in A. In M a process serves a fake metadata service at 169.254.169.254:80, a control
+// server that only trades identities, and a proxy to it. Both are this test binary again.
+
+// envFakeCloud makes the test binary be what stands in M; its value is the cloud.
+const envFakeCloud = "BERTHD_TEST_CLOUD"
+
+const (
+	labMetadata = "169.254.169.254"
+	labControl  = ":8080"
+	labProxy    = ":3128"
+	// labHost is a name of the control server that only the proxy knows.
+	labHost = "control.berth.test"
+)
+
+// fakeCloud serves what is in M until its standard input ends. A line there is a mode of the fake AWS;
+// what was asked is written to standard output, a line each.
+func fakeCloud(name string) error {
+	var service http.Handler
+	setMode := func(string) {}
+	switch name {
+	case "aws":
+		f, err := testnet.NewFakeAWS()
+		if err != nil {
+			return err
+		}
+		service, setMode = f, func(mode string) {
+			f.SetMode(map[string]testnet.FakeAWSMode{"on": testnet.AWSOn, "one hop": testnet.AWSOneHop}[mode])
+		}
+	case "azure":
+		f, err := testnet.NewFakeAzure(testnet.AzureLeaf{})
+		if err != nil {
+			return err
+		}
+		service = f
+	case "google":
+		f, err := testnet.NewFakeGoogle()
+		if err != nil {
+			return err
+		}
+		service = f
+	default:
+		return fmt.Errorf("no cloud %q", name)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var g errgroup.Group
+	for addr, h := range map[string]http.Handler{
+		labMetadata + ":80": told("metadata", service),
+		labControl:          told("control", http.HandlerFunc(trade)),
+		labProxy: told("proxy", &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host = "http", "127.0.0.1"+labControl
+		}}),
+	} {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return testnet.Serve(ctx, l, h) })
+	}
+	fmt.Println("ready")
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		setMode(lines.Text())
+		fmt.Println("mode", lines.Text())
+	}
+	cancel()
+	return g.Wait()
+}
+
+// told writes a line for each request before it is served.
+func told(what string, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Println(what, r.Method, r.Host, r.URL.Path)
+		h.ServeHTTP(w, r)
+	})
+}
+
+// trade is a control server that knows no challenges, takes every proof, and no token.
+func trade(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.URL.Path == wire.PathIdentityChallenge:
+		answer(http.StatusNotFound, "Route not found.")(w, r)
+	case strings.HasSuffix(r.URL.Path, "-instance-identity"):
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(wire.SessionToken{SessionToken: secretToken})
+	default:
+		answer(http.StatusServiceUnavailable, "This is only half a control server.")(w, r)
+	}
+}
+
+// lab is the network of these tests. Its names and addresses are private to this process.
+type lab struct {
+	t         *testing.T
+	name, net string
+	commands  io.Writer
+	said      chan string
+}
+
+func newLab(t *testing.T, cloud string) *lab {
+	t.Helper()
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Fatal("this test needs the program ip: apt-get install iproute2")
+	}
+	if u, err := user.Current(); err != nil || u.Uid != "0" {
+		t.Fatal("this test makes network namespaces, which only root may: run it as root")
+	}
+	l := &lab{t: t, name: fmt.Sprintf("bi%d", os.Getpid()), net: fmt.Sprintf("10.%d", 64+os.Getpid()%128), said: make(chan string, 1000)}
+	remove := func() {
+		for _, ns := range []string{"a", "r", "m"} {
+			exec.Command("ip", "netns", "delete", l.name+ns).Run() // takes its links along
+		}
+	}
+	t.Cleanup(remove)
+	for _, ns := range []string{"a", "r", "m"} {
+		l.ip("netns", "add", l.name+ns)
+		l.in(ns, "ip", "link", "set", "lo", "up")
+	}
+	l.wire("a", "r", 1)
+	l.wire("m", "r", 2)
+	l.in("m", "ip", "addr", "add", labMetadata+"/32", "dev", "lo")
+	l.in("r", "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
+	l.in("r", "ip", "route", "add", labMetadata, "via", l.net+".2.1")
+	l.in("a", "ip", "route", "add", "default", "via", l.net+".1.2")
+	l.in("m", "ip", "route", "add", "default", "via", l.net+".2.2")
+	l.startCloud(cloud)
+	return l
+}
+
+func (l *lab) ip(args ...string) {
+	l.t.Helper()
+	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+		l.t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+func (l *lab) in(ns string, args ...string) {
+	l.t.Helper()
+	l.ip(append([]string{"netns", "exec", l.name + ns}, args...)...)
+}
+
+// wire joins two namespaces by a veth pair on subnet number.
+func (l *lab) wire(a, b string, number int) {
+	l.t.Helper()
+	ends := [2]string{fmt.Sprintf("%s%d", a, number), fmt.Sprintf("%s%d", b, number)}
+	l.ip("link", "add", ends[0], "netns", l.name+a, "type", "veth", "peer", "name", ends[1], "netns", l.name+b)
+	for i, ns := range []string{a, b} {
+		l.in(ns, "ip", "addr", "add", fmt.Sprintf("%s.%d.%d/24", l.net, number, i+1), "dev", ends[i])
+		l.in(ns, "ip", "link", "set", ends[i], "up")
+	}
+}
+
+func (l *lab) startCloud(cloud string) {
+	l.t.Helper()
+	cmd := exec.Command("ip", "netns", "exec", l.name+"m", os.Args[0])
+	cmd.Env = append(os.Environ(), envFakeCloud+"="+cloud)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	l.commands = in
+	go func() {
+		defer close(l.said)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			l.said <- lines.Text()
+		}
+	}()
+	l.t.Cleanup(func() {
+		in.Close()
+		for range l.said {
+		}
+		if err := cmd.Wait(); err != nil {
+			l.t.Errorf("the cloud: %v", err)
+		}
+	})
+	l.await("ready")
+}
+
+// await reads what the cloud says up to a line that begins like this, and returns all of it.
+func (l *lab) await(prefix string) []string {
+	l.t.Helper()
+	var all []string
+	deadline := time.After(20 * time.Second)
+	for {
+		select {
+		case line, ok := <-l.said:
+			if !ok {
+				l.t.Fatalf("the cloud ended without %q: %q", prefix, all)
+			}
+			if all = append(all, line); strings.HasPrefix(line, prefix) {
+				return all
+			}
+		case <-deadline:
+			l.t.Fatalf("the cloud did not say %q: %q", prefix, all)
+		}
+	}
+}
+
+func (l *lab) mode(mode string) {
+	l.t.Helper()
+	fmt.Fprintln(l.commands, mode)
+	l.await("mode " + mode)
+}
+
+// control is the control server's URL as the agent reaches it directly.
+func (l *lab) control() string { return "http://" + l.net + ".2.1" + labControl }
+
+// berthd starts one in A, which sees nothing of this machine's firmware.
+func (l *lab) berthd(env []string, args ...string) *daemon {
+	l.t.Helper()
+	const hide = `mount -t tmpfs none /sys/class/dmi/id 2>/dev/null; exec "$@"`
+	argv := append([]string{"netns", "exec", l.name + "a", "sh", "-c", hide, "sh", os.Args[0]}, args...)
+	return launch(l.t, exec.Command("ip", argv...), env)
+}
+
+// TestHopLimitOverRouter: a response for one hop ends at the router. The message names the cause and
+// the fix, and with the fix in place the same berthd goes on by itself.
+func TestHopLimitOverRouter(t *testing.T) {
+	l := newLab(t, "aws")
+	l.mode("one hop")
+	d := l.berthd([]string{"BERTH_URL=" + l.control()}, "--auth", "aws-instance-identity")
+	line := d.says("level=WARN", "hop limit of 1", "aws ec2 modify-instance-metadata-options --instance-id <id> --http-put-response-hop-limit 2")
+	t.Log(line)
+	l.mode("on")
+	l.await("control POST " + l.net + ".2.1" + labControl + " /api/v2/workspaceagents/aws-instance-identity")
+}
+
+// TestAutoAtTheRealAddress: each cloud is found where it really is, in less than two seconds.
+func TestAutoAtTheRealAddress(t *testing.T) {
+	for cloud, title := range map[string]string{"aws": "AWS", "azure": "Azure", "google": `"Google Cloud"`} {
+		t.Run(cloud, func(t *testing.T) {
+			l := newLab(t, cloud)
+			d := l.berthd([]string{"BERTH_URL=" + l.control(), "BERTH_TOKEN="}, "--auth", "auto")
+			d.says("cloud="+title, "because", "its metadata service answers at http://"+labMetadata)
+			l.await("control POST " + l.net + ".2.1" + labControl + " /api/v2/workspaceagents/" + cloud + "-instance-identity")
+		})
+	}
+}
+
+// TestProxyVariables: a proxy is for the control server only. Where it is dead the server is not
+// reached; where it lives, everything for the server goes through it and nothing for the cloud.
+func TestProxyVariables(t *testing.T) {
+	for _, cloud := range []string{"aws", "azure", "google"} {
+		t.Run(cloud, func(t *testing.T) {
+			l := newLab(t, cloud)
+			proxies := func(url string) []string {
+				var env []string
+				for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"} {
+					env = append(env, name+"="+url, strings.ToLower(name)+"="+url)
+				}
+				return env
+			}
+			dead := "http://" + l.net + ".2.1:9"
+			d := l.berthd(append(proxies(dead), "BERTH_URL="+l.control()), "--auth", cloud+"-instance-identity")
+			d.says("level=WARN", "the proxy in front of the server is not reached", "nothing listens at "+l.net+".2.1:9")
+
+			// The server is exempt: with the dead proxy for everything else, the machine proves itself.
+			l.berthd(append(proxies(dead), "NO_PROXY="+l.net+".2.1", "BERTH_URL="+l.control()), "--auth", cloud+"-instance-identity")
+			l.await("control POST " + l.net + ".2.1" + labControl + " /api/v2/workspaceagents/" + cloud + "-instance-identity")
+
+			l.berthd(append(proxies("http://"+l.net+".2.1"+labProxy), "BERTH_URL=http://"+labHost), "--auth", cloud+"-instance-identity")
+			asked := l.await("proxy POST " + labHost + " /api/v2/workspaceagents/" + cloud + "-instance-identity")
+			metadata := 0
+			for _, line := range asked {
+				if strings.HasPrefix(line, "metadata ") {
+					metadata++
+				}
+				if strings.HasPrefix(line, "proxy ") && !strings.Contains(line, labHost) {
+					t.Errorf("the proxy carried %q", line)
+				}
+			}
+			if metadata == 0 {
+				t.Errorf("the metadata service was not asked: %q", asked)
+			}
+		})
+	}
+}
