@@ -206,9 +206,9 @@ func FuzzParseForwarding(f *testing.F) {
 }
 
 func TestSessionID(t *testing.T) {
-	a, b := sessionID(agentID, "main"), sessionID(agentID, "build")
-	if a == b || a != sessionID(agentID, "main") || a.Version() != 5 {
-		t.Errorf("got %v and %v", a, b)
+	a, b, c := sessionID("demo", "main"), sessionID("demo", "build"), sessionID("box", "main")
+	if a == b || a == c || a != sessionID("demo", "main") || a.Version() != 5 {
+		t.Errorf("got %v, %v and %v", a, b, c)
 	}
 }
 

@@ -60,7 +60,7 @@ anywhere, with the screen as it was. SESSION names one of several; the default i
 			return err
 		}
 		defer m.Close()
-		s := &shell{mesh: m, in: p.in, out: p.out, command: *command, id: sessionID(m.agent.ID, session)}
+		s := &shell{mesh: m, in: p.in, out: p.out, command: *command, id: sessionID(m.agent.Name, session)}
 		err = s.run(cmd.Context())
 		switch {
 		case errors.Is(err, errLeave):
@@ -78,9 +78,13 @@ anywhere, with the screen as it was. SESSION names one of several; the default i
 	return cmd
 }
 
-// sessionID derives the id of a session, so that its name finds it from anywhere.
-func sessionID(agent uuid.UUID, session string) uuid.UUID {
-	return uuid.NewSHA1(agent, []byte(session))
+// sessionSpace is the name space of sessions, drawn once.
+var sessionSpace = uuid.MustParse("6d1c1d2c-5f0e-4a53-9a0c-1f1f3f1d7c52")
+
+// sessionID derives the id of a session, so that its name finds it from anywhere. It goes by the name
+// of the agent: a workspace that is built anew is another agent of that name, and its terminals live on.
+func sessionID(agent, session string) uuid.UUID {
+	return uuid.NewSHA1(sessionSpace, []byte(agent+"/"+session))
 }
 
 // shell is one person's view of a terminal session.
