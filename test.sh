@@ -43,7 +43,7 @@ need() {
 tools() {
 	# Debian keeps some of these where an ordinary user does not look.
 	PATH=$PATH:/usr/sbin:/sbin
-	need gcc=gcc ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
+	need gcc=gcc git=git sshd=openssh-server ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
 		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static
 }
 

@@ -149,7 +149,14 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		log:       cfg.Log,
 		wall:      time.Now,
 	}
-	a.shell = shell.New(shell.Config{URL: cfg.Server.URL.String(), BinDir: scripts.BinDir(cfg.Dirs.ScriptData), Log: cfg.Log})
+	a.shell = shell.New(shell.Config{
+		AgentPath: cfg.Helpers.Program,
+		URL:       cfg.Server.URL.String(),
+		BinDir:    scripts.BinDir(cfg.Dirs.ScriptData),
+		LastDir:   cfg.Helpers.Dir,
+		Fixed:     cfg.Helpers.Env,
+		Log:       cfg.Log,
+	})
 	a.scripts = scripts.New(scripts.Config{
 		Shell:     a.shell,
 		Logs:      a.reporter.Writer,

@@ -30,6 +30,7 @@ type Config struct {
 	Services       Services
 	Mesh           Mesh
 	Debug          Debug
+	Helpers        Helpers
 
 	// Version is berthd's own, a semantic version with a leading "v".
 	Version string
@@ -79,6 +80,16 @@ type Mesh struct {
 	RelayOnly bool
 	// Debug lets the mesh log all it does, whatever the level of Log.
 	Debug bool
+}
+
+// Helpers are what programs in the workspace get of berthd. The zero value is nothing.
+type Helpers struct {
+	// Program answers as git's ssh command and askpass; "" leaves git alone.
+	Program string
+	// Dir is put last in PATH: what is in it stands in for no program of the workspace.
+	Dir string
+	// Env are NAME=value pairs by which those programs reach the control server as berthd does.
+	Env []string
 }
 
 // Debug lists where this machine can look into the agent: host:port of loopback, or unix:PATH. Empty

@@ -33,14 +33,16 @@ const HangupGrace = 10 * time.Second
 
 // Config says what does not change while the agent runs. The zero value works.
 type Config struct {
-	// AgentPath is the berthd binary. It is used only with GitHelpers.
+	// AgentPath is a program that answers as git's ssh command and askpass. Empty for none.
 	AgentPath string
-	// GitHelpers tells that AgentPath answers as git's ssh command and askpass.
-	GitHelpers bool
 	// URL is the control server's, exported so that helpers in the workspace find it.
 	URL string
 	// BinDir is put first in PATH, so that scripts can leave commands there. Empty for none.
 	BinDir string
+	// LastDir is put last in PATH. Empty for none.
+	LastDir string
+	// Fixed are NAME=value pairs that no client can change.
+	Fixed []string
 	// Log gets what could not be honoured; nil discards it.
 	Log *slog.Logger
 }
@@ -133,10 +135,11 @@ func (w *Workspace) fixed(m *agentpb.Manifest, token wire.Secret) environment {
 	if w.cfg.URL != "" {
 		env.addBoth("AGENT_URL", w.cfg.URL)
 	}
+	env.addAll(w.cfg.Fixed, func(string) bool { return true })
 	if uri := m.GetVsCodePortProxyUri(); uri != "" {
 		env.add("VSCODE_PROXY_URI", uri)
 	}
-	if w.cfg.GitHelpers {
+	if w.cfg.AgentPath != "" {
 		// git hands this one to a shell; it takes GIT_ASKPASS as a bare path.
 		env.add("GIT_SSH_COMMAND", quote(w.cfg.AgentPath)+" git-ssh --")
 	}
@@ -222,7 +225,7 @@ func (w *Workspace) env(m *manifest, clientEnv []string) []string {
 	for _, s := range m.secrets {
 		env.add(s.name, s.value.Reveal())
 	}
-	if w.cfg.GitHelpers {
+	if w.cfg.AgentPath != "" {
 		env.add("GIT_ASKPASS", w.cfg.AgentPath)
 	}
 	if env["PATH"] == "" {
@@ -230,6 +233,9 @@ func (w *Workspace) env(m *manifest, clientEnv []string) []string {
 	}
 	if w.cfg.BinDir != "" {
 		env.add("PATH", w.cfg.BinDir+string(os.PathListSeparator)+env["PATH"])
+	}
+	if w.cfg.LastDir != "" {
+		env.add("PATH", env["PATH"]+string(os.PathListSeparator)+w.cfg.LastDir)
 	}
 	// Programs read these to tell that a person is far away; over the mesh the address says nothing.
 	env.add("SSH_CLIENT", "0.0.0.0 0 0")

@@ -125,7 +125,7 @@ func TestLoginShell(t *testing.T) {
 func TestEnvironmentLayers(t *testing.T) {
 	id := uuid.New()
 	w, home := workspace(t,
-		Config{AgentPath: "/opt/it's/berthd", GitHelpers: true, URL: "https://berth.example", BinDir: "/data/bin"}, "/bin/sh",
+		Config{AgentPath: "/opt/it's/berthd", URL: "https://berth.example", BinDir: "/data/bin", LastDir: "/state/bin", Fixed: []string{"BERTH_CA_FILE=/ca"}}, "/bin/sh",
 		"PATH=/usr/bin", "A=agent", "B=agent", "WHO=world", "CODER_AGENT_TOKEN=old", "NOTIFY_SOCKET=/run/x", "CODER=no")
 	w.Update(&agentpb.Manifest{
 		WorkspaceId: id[:], WorkspaceName: "ws", AgentName: "main", OwnerUsername: "olga",
@@ -139,10 +139,10 @@ func TestEnvironmentLayers(t *testing.T) {
 		},
 	}, "s3cret")
 	spec := command(t, w, "true",
-		"B=client", "C=1", "C=2", "CODER_AGENT_TOKEN=stolen", "USER=mallory", "CODER_SSH_SESSION_TYPE=vscode", "NOTIFY_SOCKET=/run/y", "broken")
+		"B=client", "BERTH_CA_FILE=/stolen", "C=1", "C=2", "CODER_AGENT_TOKEN=stolen", "USER=mallory", "CODER_SSH_SESSION_TYPE=vscode", "NOTIFY_SOCKET=/run/y", "broken")
 	want := map[string]string{
 		"A": "agent", "B": "client", "C": "2", "T": "hello world !", "SECRET": "$WHO", "RAW": "-", "NUL": "-",
-		"USER": "ann", "LOGNAME": "ann", "SHELL": "/bin/sh", "HOME": home, "PATH": "/data/bin:/usr/bin",
+		"USER": "ann", "LOGNAME": "ann", "SHELL": "/bin/sh", "HOME": home, "PATH": "/data/bin:/usr/bin:/state/bin", "BERTH_CA_FILE": "/ca",
 		"CODER": "true", "BERTH": "true",
 		"CODER_WORKSPACE_NAME": "ws", "BERTH_WORKSPACE_NAME": "ws",
 		"CODER_WORKSPACE_AGENT_NAME": "main", "BERTH_WORKSPACE_AGENT_NAME": "main",
@@ -181,7 +181,7 @@ func TestLinkerVariablesOfClientsAreRefused(t *testing.T) {
 }
 
 func TestGitHelpersOnlyWhereTheyExist(t *testing.T) {
-	w, _ := workspace(t, Config{AgentPath: "/bin/berthd"}, "/bin/sh")
+	w, _ := workspace(t, Config{}, "/bin/sh")
 	w.Update(&agentpb.Manifest{}, "")
 	if diff := cmp.Diff(map[string]string{"GIT_SSH_COMMAND": "-", "GIT_ASKPASS": "-"}, variables(command(t, w, ""), "GIT_SSH_COMMAND", "GIT_ASKPASS")); diff != "" {
 		t.Error(diff)

@@ -200,3 +200,11 @@ func TestVersionNeedsNoServer(t *testing.T) {
 		t.Errorf("code %d, %q, %q", code, stdout, stderr)
 	}
 }
+
+func TestArguments(t *testing.T) {
+	for _, tt := range [][2]string{{"/usr/bin/berth up", "up"}, {"berth", ""}, {"/state/bin/berthd git-ssh -- x", "berthd git-ssh -- x"}, {"berthd", "berthd"}} {
+		if got := strings.Join(arguments(strings.Fields(tt[0])), " "); got != tt[1] {
+			t.Errorf("%s: %q, want %q", tt[0], got, tt[1])
+		}
+	}
+}

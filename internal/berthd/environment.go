@@ -1,6 +1,9 @@
 package berthd
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // environment is a process environment by name.
 type environment map[string]string
@@ -23,4 +26,14 @@ func (e environment) first(names ...string) (name, value string) {
 		}
 	}
 	return "", ""
+}
+
+// list returns the environment in the form of os.Environ.
+func (e environment) list() []string {
+	pairs := make([]string, 0, len(e))
+	for name, value := range e {
+		pairs = append(pairs, name+"="+value)
+	}
+	slices.Sort(pairs)
+	return pairs
 }

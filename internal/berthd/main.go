@@ -40,6 +40,10 @@ const usage = `berthd is the workspace agent of berth.
 
   berthd [run] [flags]      run the agent (agent is another name for run)
   berthd report [flags]     tell what an app in this workspace is doing
+  berthd git-ssh            ssh for git, with the key that the server keeps
+  berthd git-askpass        answer git's questions with a login that the server keeps
+  berthd external-auth      print such a login
+  berthd stat               how much of the processor, memory and disk is used
   berthd version            say which berthd this is
   berthd VERB --help        show the flags of a verb, with their variables
 
@@ -57,18 +61,22 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 type process struct {
 	args           []string
 	env            environment
+	stdin          io.Reader
 	stdout, stderr io.Writer
 }
 
 // Main runs berthd with args, without the program's name, and env as of os.Environ. It returns the
 // exit code. Signals end the verb run: SIGINT and SIGTERM stop the workspace, SIGHUP makes berthd
 // leave so that it can be started again.
-func Main(ctx context.Context, args, env []string, _ io.Reader, stdout, stderr io.Writer) int {
+func Main(ctx context.Context, args, env []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	verb, rest := "run", args
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		verb, rest = args[0], args[1:]
 	}
-	p := process{args: rest, env: newEnvironment(env), stdout: stdout, stderr: stderr}
+	p := process{args: rest, env: newEnvironment(env), stdin: stdin, stdout: stdout, stderr: stderr}
+	if isGitPrompt(args) {
+		verb, p.args = "git-askpass", args
+	}
 	var err error
 	switch {
 	case len(args) > 0 && (args[0] == "--version" || args[0] == "-version"):
@@ -78,9 +86,17 @@ func Main(ctx context.Context, args, env []string, _ io.Reader, stdout, stderr i
 		fmt.Fprint(stdout, "\nFlags of run:\n")
 		printOptions(stdout)
 	case verb == "run" || verb == "agent":
-		err = p.run(ctx, args)
+		err = p.run(ctx, args, verb == "agent")
 	case verb == "ptyhost":
 		err = p.ptyhost(ctx)
+	case verb == "git-ssh" || verb == "gitssh":
+		err = p.gitSSH(ctx)
+	case verb == "git-askpass":
+		err = p.gitAskpass(ctx)
+	case verb == "external-auth":
+		err = p.externalAuth(ctx)
+	case verb == "stat":
+		err = p.stat(ctx)
 	case verb == "report":
 		err = p.report(ctx)
 	case verb == "version":
@@ -97,7 +113,8 @@ func (p process) exit(err error) int {
 		return ExitOK
 	}
 	code := exitCode(err)
-	if code != ExitRestart {
+	var ran exitStatus
+	if code != ExitRestart && !errors.As(err, &ran) {
 		fmt.Fprintf(p.stderr, "berthd: %v\n", err)
 	}
 	return code

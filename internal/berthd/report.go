@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 
 	"github.com/berthd/berth/agent"
 	"github.com/berthd/berth/wire"
@@ -76,12 +75,9 @@ func (p process) socket(told string) (string, error) {
 	if path := p.env[agent.EnvSocket]; path != "" {
 		return path, nil
 	}
-	dir := p.env["BERTH_STATE_DIR"]
-	if dir == "" {
-		var err error
-		if dir, err = defaultStateDir(os.Getuid(), p.env); err != nil {
-			return "", err
-		}
+	dir, err := stateDir(p.env)
+	if err != nil {
+		return "", err
 	}
 	return agent.SocketPath(dir, agent.LocalSocket)
 }

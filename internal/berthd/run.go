@@ -5,9 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -15,7 +13,6 @@ import (
 	"syscall"
 
 	"github.com/berthd/berth/agent"
-	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/identity"
 	"github.com/berthd/berth/tailnet"
 )
@@ -23,9 +20,10 @@ import (
 // errRestart is how run tells that it was asked to leave for another start.
 var errRestart = errors.New("berthd is to be started again")
 
-// run is the verb that runs the agent. whole are the arguments Main had.
-func (p process) run(ctx context.Context, whole []string) error {
-	s, err := parseSettings(p.args, p.env)
+// run is the verb that runs the agent. whole are the arguments Main had; with stock, flags may be
+// those of the stock agent.
+func (p process) run(ctx context.Context, whole []string, stock bool) error {
+	s, err := parseSettings(p.args, p.env, stock)
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(p.stdout, "berthd run: run the agent.\n\n")
 		printOptions(p.stdout)
@@ -39,14 +37,23 @@ func (p process) run(ctx context.Context, whole []string) error {
 		debug.SetMemoryLimit(tailnet.MemoryLimit)
 	}
 	tail := &agent.LogTail{}
-	log := newLog(s.output, io.MultiWriter(p.stderr, tail))
+	log, closeLog, err := newLog(s.output, p.stderr, tail)
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	for _, name := range s.ignored {
+		log.Warn("a flag of the stock agent has no effect here", "flag", "--"+name)
+	}
 	steps, err := openSteps(s.output.statusJSON, log)
 	if err != nil {
 		return err
 	}
 	defer steps.close()
 
-	cfg, err := s.agentConfig(log, steps.tell)
+	ctx, release := withSignals(ctx, log)
+	defer release()
+	cfg, err := s.agentConfig(ctx, log, steps.tell)
 	if err != nil {
 		return err
 	}
@@ -63,12 +70,13 @@ func (p process) run(ctx context.Context, whole []string) error {
 		return err
 	}
 	cfg.State, cfg.Tail = state, tail
+	if cfg.Helpers, err = s.helpers(state); err != nil {
+		log.Warn("git and others in the workspace cannot use the server's credentials", "error", err)
+	}
 	cfg.StartTerminals = func(socket string) error {
 		return startTerminals(selfCommand(whole), socket, state.Path("ptyhost.log"))
 	}
 
-	ctx, release := withSignals(ctx, log)
-	defer release()
 	log.Info("berthd starts", "version", version, "server", cfg.Server.URL, "identity", cfg.Identity, "state", s.dirs.state)
 	if err := agent.Run(ctx, cfg); err != nil {
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
@@ -83,17 +91,13 @@ func (p process) run(ctx context.Context, whole []string) error {
 }
 
 // agentConfig turns settings into what the agent takes, checked.
-func (s *settings) agentConfig(log *slog.Logger, tell func(agent.Event)) (agent.Config, error) {
-	server, err := s.server.parse()
+func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(agent.Event)) (agent.Config, error) {
+	server, err := s.reach(ctx)
 	if err != nil {
 		return agent.Config{}, err
 	}
-	reach, err := client.NewHTTP(client.HTTPConfig{CAFile: s.server.caFile})
-	if err != nil {
-		return agent.Config{}, usageError{err}
-	}
 	cfg := agent.Config{
-		Server:    agent.Server{URL: server, HTTP: reach, Header: s.server.header.Header},
+		Server:    server,
 		OnRefused: s.identity.onRefused(os.Getpid()),
 		Dirs:      agent.Dirs{Logs: s.dirs.logs, ScriptData: s.dirs.scriptData},
 		Services: agent.Services{
@@ -101,17 +105,15 @@ func (s *settings) agentConfig(log *slog.Logger, tell func(agent.Event)) (agent.
 			BlockFileTransfer:        s.services.blockFileTransfer,
 			BlockReversePortForwards: s.services.blockReverse,
 			BlockLocalPortForwards:   s.services.blockLocal,
+			NoDevcontainers:          !s.services.devcontainers,
 			StopTimeout:              s.services.stopTimeout,
 		},
-		Mesh:      agent.Mesh{ListenPort: uint16(s.services.listenPort), RelayOnly: s.services.relayOnly},
+		Mesh:      agent.Mesh{ListenPort: uint16(s.services.listenPort), RelayOnly: s.services.relayOnly, Debug: s.services.tailnetDebug},
+		Debug:     agent.Debug{Pprof: s.output.pprof, Prometheus: s.output.prometheus, Status: s.output.debug},
 		Version:   version,
 		Subsystem: s.subsystems(),
 		Log:       log,
 		Event:     tell,
-	}
-	// What the client trusts, the relay is held to as well.
-	if t, ok := reach.Transport.(*http.Transport); ok {
-		cfg.Server.TLS = t.TLSClientConfig.Clone()
 	}
 	cfg.Identity, err = s.identity.source(cfg.Server, filepath.Join(s.dirs.state, proofKeyFile), log, tell)
 	return cfg, err
@@ -155,15 +157,6 @@ func withSignals(ctx context.Context, log *slog.Logger) (context.Context, func()
 	}
 }
 
-// newLog returns the logger: lines on w, which keep out secrets because their type prints nothing.
-func newLog(o outputSettings, w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: o.logLevel}
-	if o.logFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
-	}
-	return slog.New(slog.NewTextHandler(w, opts))
-}
-
 // stateError marks what is wrong with the state directory.
 type stateError struct{ error }
 
@@ -173,7 +166,10 @@ func (e stateError) Unwrap() error { return e.error }
 func exitCode(err error) int {
 	var usage usageError
 	var state stateError
+	var ran exitStatus
 	switch {
+	case errors.As(err, &ran):
+		return int(ran)
 	case errors.As(err, &usage):
 		return ExitUsage
 	case errors.Is(err, agent.ErrStateBusy):

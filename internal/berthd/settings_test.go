@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/berthd/berth/agent"
+	"github.com/berthd/berth/wire"
 )
 
 func parse(t *testing.T, env environment, args ...string) *settings {
@@ -21,7 +23,7 @@ func parse(t *testing.T, env environment, args ...string) *settings {
 		env = environment{}
 	}
 	env["HOME"] = "/home/u"
-	s, err := parseSettings(args, env)
+	s, err := parseSettings(args, env, false)
 	if err != nil {
 		t.Fatalf("parseSettings(%q): %v", args, err)
 	}
@@ -60,7 +62,8 @@ func TestEveryVariableIsRead(t *testing.T) {
 	values := map[string]string{
 		"exit-on-refused": "true", "header": "X-A=1,X-B=2", "ssh-max-timeout": "5m", "stop-timeout": "7s",
 		"tailnet-listen-port": "4242", "relay-only": "1", "block-file-transfer": "true", "block-reverse-port-forwarding": "true",
-		"block-local-port-forwarding": "true", "subsystem": "envbox", "log-format": "json", "log-level": "debug",
+		"block-local-port-forwarding": "true", "subsystem": "envbox", "log-format": "json",
+		"tailnet-debug": "true", "devcontainers": "false", "coder-command": "true", "log-level": "debug",
 	}
 	for _, o := range options {
 		value := values[o.name]
@@ -79,6 +82,120 @@ func TestEveryVariableIsRead(t *testing.T) {
 			if cmp.Equal(byEnv, parse(t, nil), inside) {
 				t.Errorf("%s changes nothing", name)
 			}
+		}
+	}
+}
+
+// TestStockFlags: the verb agent takes the stock agent's flags, and run does not.
+func TestStockFlags(t *testing.T) {
+	args := []string{
+		"--agent-url", "https://flag", "--agent-header=X-A=1", "--pprof-address", "127.0.0.1:6060", "--devcontainers-enable=false",
+		"--no-reap", "--socket-path", "/tmp/x.sock", "--socket-server-enabled=true", "--log-human", "/dev/stderr",
+	}
+	env := environment{"HOME": "/home/u", "BERTH_URL": "https://variable"}
+	s, err := parseSettings(args, env, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.server.url != "https://flag" || s.server.header.Get("X-A") != "1" || s.output.pprof != "127.0.0.1:6060" || s.services.devcontainers {
+		t.Errorf("settings %+v", s)
+	}
+	if diff := cmp.Diff([]string{"no-reap", "socket-path", "socket-server-enabled"}, s.ignored); diff != "" {
+		t.Errorf("ignored (-want +got):\n%s", diff)
+	}
+	if _, err := parseSettings(args, env, false); err == nil {
+		t.Error("run took the stock agent's flags")
+	}
+	for _, name := range leftOut {
+		if s, err := parseSettings([]string{"--" + name + "=1"}, env, true); err != nil || len(s.ignored) != 1 {
+			t.Errorf("--%s: %v", name, err)
+		}
+	}
+}
+
+// TestLogSinks: each file gets each line in its own form, and standard error what it is told to.
+func TestLogSinks(t *testing.T) {
+	dir := t.TempDir()
+	human, jsonFile, cloud := filepath.Join(dir, "human"), filepath.Join(dir, "json"), filepath.Join(dir, "cloud")
+	if err := os.WriteFile(human, []byte("before\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stderr, tail bytes.Buffer
+	log, closeLog, err := newLog(outputSettings{logFormat: "text", logHuman: human, logJSON: jsonFile, logStackdriver: cloud}, &stderr, &tail)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log = log.With("part", "x").WithGroup("g")
+	log.Warn("hello", "token", wire.Secret("planted"), "level", "mine")
+	log.Debug("unseen")
+	closeLog()
+	text := "level=WARN msg=hello part=x g.token=[redacted] g.level=mine\n"
+	for name, tt := range map[string]struct{ got, want string }{
+		"stderr":      {stderr.String(), text},
+		"tail":        {tail.String(), text},
+		"human":       {readFile(t, human), text},
+		"json":        {readFile(t, jsonFile), `"level":"WARN","msg":"hello","part":"x","g":{"token":"[redacted]","level":"mine"}}` + "\n"},
+		"stackdriver": {readFile(t, cloud), `"severity":"WARNING","message":"hello","part":"x","g":{"token":"[redacted]","level":"mine"}}` + "\n"},
+	} {
+		if !strings.HasSuffix(tt.got, tt.want) || strings.Contains(tt.got, "unseen") || strings.Contains(tt.got, "planted") {
+			t.Errorf("%s got %q, want %q", name, tt.got, tt.want)
+		}
+	}
+	if !strings.HasPrefix(readFile(t, human), "before\n") || !strings.HasPrefix(readFile(t, cloud), `{"timestamp":`) {
+		t.Errorf("human %q, stackdriver %q", readFile(t, human), readFile(t, cloud))
+	}
+
+	stderr.Reset()
+	log, closeLog, err = newLog(outputSettings{logFormat: "text", logJSON: "/dev/stderr"}, &stderr, &tail)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeLog()
+	log.Info("once")
+	if got := stderr.String(); strings.Count(got, "once") != 1 || !strings.HasPrefix(got, "{") {
+		t.Errorf("stderr %q", got)
+	}
+	if _, _, err := newLog(outputSettings{logHuman: dir}, &stderr, &tail); err == nil || !strings.Contains(err.Error(), "--log-human") {
+		t.Errorf("a directory as a log: %v", err)
+	}
+}
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// TestHelperCommands: berthd is always there by one path; coder only where that is wanted.
+func TestHelperCommands(t *testing.T) {
+	state, err := agent.OpenState(filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, coder := range []bool{false, true, true, false} {
+		s := parse(t, environment{"BERTH_HEADER": "X-A=1,X-B=2", "BERTH_CA_FILE": "/ca.pem"})
+		s.services.coderCommand = coder
+		h, err := s.helpers(state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if to, err := os.Readlink(h.Program); err != nil || to != self || h.Program != state.Path("bin/berthd") {
+			t.Errorf("program %s → %s, %v", h.Program, to, err)
+		}
+		if _, err := os.Lstat(filepath.Join(h.Dir, "coder")); (err == nil) != coder {
+			t.Errorf("coder %v, want %v", err, coder)
+		}
+		slices.Sort(h.Env)
+		if diff := cmp.Diff([]string{"BERTH_CA_FILE=/ca.pem", "BERTH_HEADER=X-A=1,X-B=2"}, h.Env); diff != "" {
+			t.Errorf("environment (-want +got):\n%s", diff)
 		}
 	}
 }
