@@ -109,13 +109,16 @@ type known struct {
 
 	first   *later[*agentpb.Manifest]
 	mesh    *later[*mesh]
-	serving *later[*mesh] // mesh, once all services listen
+	serving *later[*mesh]   // mesh, once all services listen
+	closing context.Context // ends when the workspace closes to peers
+	close   context.CancelFunc
 }
 
 // build makes every part; nothing runs yet.
 func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	a := &agent{cfg: cfg, log: cfg.Log, emit: event}
 	a.first, a.mesh, a.serving = newLater[*agentpb.Manifest](), newLater[*mesh](), newLater[*mesh]()
+	a.closing, a.close = context.WithCancel(context.Background())
 	a.restarting = func() bool { return errors.Is(context.Cause(ctx), ErrRestart) || a.link.refused.Load() }
 
 	socket, err := SocketPath(cfg.State.dir, "ptyhost.sock")
@@ -229,6 +232,7 @@ func (a *agent) stages() []stage {
 		{name: "local socket", run: a.local.run, ready: a.local.ready, budget: time.Second},
 		{name: "debug listeners", run: a.runDebug, budget: time.Second},
 		{name: "terminals", run: a.runTerminals, budget: terminalsBudget},
+		{name: "workspace", run: a.runWorkspace, budget: a.cfg.Services.StopTimeout + workspaceMargin},
 		{name: "mesh", run: a.runNode, ready: a.mesh.come, budget: meshBudget},
 		a.service("ssh on port 22", wire.PortSSHStandard, a.ssh.Serve),
 		a.service("ssh", wire.PortSSH, a.ssh.Serve),
@@ -236,7 +240,7 @@ func (a *agent) stages() []stage {
 		a.service("speed test", wire.PortSpeedtest, speedtest.Serve),
 		{name: "dev containers", run: a.view.run, budget: serviceBudget},
 		a.service("api", wire.PortHTTP, a.api.serve),
-		{name: "workspace", run: a.runWorkspace, budget: a.cfg.Services.StopTimeout + workspaceMargin},
+		{name: "open", run: a.runOpen, budget: time.Second},
 	}
 }
 

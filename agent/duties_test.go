@@ -484,3 +484,35 @@ func TestOldBannerBesideNewerServer(t *testing.T) {
 		})
 	}
 }
+
+// TestShutdownTellsPeersBeforeScriptsEnd: a stop script may take its time; peers need not wait for it, and
+// the final state does.
+func TestShutdownTellsPeersBeforeScriptsEnd(t *testing.T) {
+	dir := shortDir(t)
+	m := workspace(dir)
+	m.Scripts[1].Script = "until [ -e " + filepath.Join(dir, "go") + " ]; do sleep 0.05; done; echo stopped"
+	s := newServer(t, m)
+	r := run(t, s, filepath.Join(dir, "s"))
+	r.await(StepReady)
+	// An agent that never coordinated has nobody to take leave of.
+	s.await(t, "coordination", func() bool { return s.calls["Coordinate"] > 0 })
+	r.stop(nil)
+	s.await(t, "the leave", func() bool {
+		for len(s.tailnet.told) > 0 {
+			if (<-s.tailnet.told).GetDisconnect() != nil {
+				return true
+			}
+		}
+		return false
+	})
+	s.await(t, "shutting down", func() bool { return slices.Equal(s.states, []string{"starting", "ready", "shutting_down"}) })
+	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.end()
+	s.use(func() {
+		if last := s.states[len(s.states)-1]; last != "off" || !slices.Contains(s.logs, "stopped") {
+			t.Errorf("ended as %q with logs %q", last, s.logs)
+		}
+	})
+}

@@ -7,26 +7,50 @@ import (
 	"github.com/berthd/berth/wire/agentpb"
 )
 
-// runWorkspace is the innermost stage: it opens the mesh to peers, starts what the manifest says is
-// to be started with the workspace, and stops it at the end.
-func (a *agent) runWorkspace(ctx context.Context) error {
+// runOpen is the innermost stage: while it runs, the workspace is open to peers. Its end begins that of
+// the workspace.
+func (a *agent) runOpen(ctx context.Context) error {
 	up, ok := a.mesh.wait(ctx)
 	if !ok {
 		return nil
 	}
 	a.serving.set(up)
-	m := a.first.value
+	<-ctx.Done()
+	if !a.restarting() {
+		a.reporter.Lifecycle(agentpb.Lifecycle_SHUTTING_DOWN)
+	}
+	a.close()
+	return nil
+}
 
-	state := a.startWorkspace(ctx, m)
-	if ctx.Err() == nil {
+// runWorkspace starts what the manifest says is to be started with the workspace, once that is open to
+// peers, and stops it when it closes. Whoever stops a machine may kill what is left after ten seconds, so
+// stop scripts run while sessions are ended and peers told; the stage ends after both.
+func (a *agent) runWorkspace(ctx context.Context) error {
+	if _, ok := a.serving.wait(ctx); !ok {
+		return nil
+	}
+	m := a.first.value
+	open, cancel := a.whileOpen(ctx)
+	defer cancel()
+	state := a.startWorkspace(open, m)
+	if open.Err() == nil {
 		a.log.Info("ready", "state", stateName(state))
 		a.emit(Event{Step: StepReady, Detail: stateName(state)})
 	}
-	<-ctx.Done()
+	<-open.Done()
 	if !a.restarting() {
 		a.stopWorkspace()
 	}
+	<-ctx.Done()
 	return nil
+}
+
+// whileOpen returns a context that also ends when the workspace closes.
+func (a *agent) whileOpen(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	unhook := context.AfterFunc(a.closing, cancel)
+	return ctx, func() { unhook(); cancel() }
 }
 
 // startWorkspace runs the start scripts, unless a berthd before us did in this boot.
@@ -63,7 +87,6 @@ func (a *agent) startWorkspace(ctx context.Context, m *agentpb.Manifest) agentpb
 func (a *agent) stopWorkspace() {
 	ctx, cancel := context.WithTimeout(context.Background(), a.cfg.Services.StopTimeout)
 	defer cancel()
-	a.reporter.Lifecycle(agentpb.Lifecycle_SHUTTING_DOWN)
 	result := a.scripts.Stop(ctx)
 	a.log.Info("stop scripts ended", "state", stateName(result.State()))
 	a.reporter.Lifecycle(result.State())

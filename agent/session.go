@@ -59,18 +59,26 @@ func (d duties) run(ctx context.Context) error {
 		g.Go(func() error { return a.insistOnStartup(ctx, up.Agent) })
 	}
 	g.Go(func() error { a.reporter.Deliver(ctx, up.Agent, up.Version); return ended(ctx) })
-	g.Go(func() error { return a.refreshBanners(ctx, up.Agent, up.Version) })
 	g.Go(func() error { return a.coordinate(ctx, up.Tailnet) })
 	g.Go(func() error { return a.followRelayMaps(ctx, up.Tailnet) })
 	g.Go(func() error { return a.reportStats(ctx, up.Agent) })
-	g.Go(func() error {
-		return metadataCollector{m.GetMetadata(), a.shell.Command, a.reporter.Metadata, a.log.With("part", "metadata")}.run(ctx)
-	})
-	g.Go(func() error {
-		return healthChecker{m.GetApps(), a.reporter.AppHealths, a.log.With("part", "health")}.run(ctx)
-	})
+	// What follows is about a workspace that is open; the rest goes on until everything is told.
+	open, cancel := a.whileOpen(ctx)
+	defer cancel()
+	duty := func(run func(context.Context) error) {
+		g.Go(func() error {
+			err := run(open)
+			if open.Err() != nil {
+				return ended(ctx)
+			}
+			return err
+		})
+	}
+	duty(func(ctx context.Context) error { return a.refreshBanners(ctx, up.Agent, up.Version) })
+	duty(metadataCollector{m.GetMetadata(), a.shell.Command, a.reporter.Metadata, a.log.With("part", "metadata")}.run)
+	duty(healthChecker{m.GetApps(), a.reporter.AppHealths, a.log.With("part", "health")}.run)
 	if up.Version.AtLeast(4) {
-		g.Go(func() error { return a.monitorResources(ctx, up.Agent) })
+		duty(func(ctx context.Context) error { return a.monitorResources(ctx, up.Agent) })
 	}
 	err = g.Wait()
 	select {
