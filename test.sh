@@ -5,11 +5,11 @@
 #   ./test.sh GROUP...     only these groups
 #   ./test.sh --list       names the groups
 #
-# FUZZTIME sets how long each fuzz target runs in the fuzz group (default 10s).
+# FUZZTIME sets how long each fuzz target runs in the fuzz group (default 20s).
 set -euo pipefail
 cd "$(dirname "$0")"
 
-default_groups=(lint unit e2e up)
+default_groups=(lint unit fuzz e2e up)
 
 list() {
 	cat <<'EOF'
@@ -17,7 +17,8 @@ lint   formatting, vet, staticcheck, known vulnerabilities, generated code, depe
 unit   every package's own tests, with the race detector
 e2e    the built binaries driven as a person would
 up     berth up --check from source, as the README says
-fuzz   each fuzz target for FUZZTIME, beyond the seeds that unit runs; only when named
+fuzz   each fuzz target for FUZZTIME, beyond the seeds that unit runs
+load   a thousand agents on one server for five minutes, and its restart; only when named
 bench  the measurements quoted in docs/performance.md; only when named
 EOF
 }
@@ -105,17 +106,47 @@ unit() {
 e2e() {
 	tools
 	go test -count=1 -timeout 15m -v ./e2e
+	go test -count=1 -timeout 5m -v ./bench/agents
 }
 
 up() { go run ./cmd/berth up --check; }
 
+# Each fuzz target in a process of its own, some at a time: most wait for a pipe or a socket now and then.
+# Only our own code and the framing right below it are instrumented. `go test -fuzz` does that to
+# everything down to the standard library, which takes minutes to compile anew.
 fuzz() {
-	local package target
-	while IFS=: read -r package target; do
-		echo "fuzz $package $target"
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-10s}" "./$package"
-	done < <(git grep -h -o --full-name -E '^func Fuzz[A-Za-z0-9]+' -- '*_test.go' >/dev/null &&
-		git grep -E '^func Fuzz[A-Za-z0-9]+' -- '*_test.go' | sed -E 's#^(.*)/[^/]*:func (Fuzz[A-Za-z0-9]+).*#\1:\2#')
+	local dir package
+	local -a instrument=()
+	dir=$(mktemp -d)
+	for package in github.com/berthd/berth/... github.com/hashicorp/yamux storj.io/drpc/... go.yaml.in/yaml/v3; do
+		instrument+=("-gcflags=$package=-d=libfuzzer")
+	done
+	git grep -E '^func Fuzz[A-Za-z0-9_]*\(' -- '*_test.go' | sed -E 's#^(.*)/[^/]*:func (Fuzz[A-Za-z0-9_]*).*#\1 \2#' >"$dir/targets"
+	for package in $(cut -d' ' -f1 "$dir/targets" | sort -u); do
+		mkdir -p "$dir/$package"
+		go test -c "${instrument[@]}" -o "$dir/$package/fuzz" "./$package"
+	done
+	export -f fuzz_one
+	FUZZ_CACHE=$(go env GOCACHE)/fuzz xargs -P $((2 * $(nproc))) -L 1 bash -c 'fuzz_one "$@"' fuzz "$dir" <"$dir/targets"
+	echo "$(wc -l <"$dir/targets") targets, ${FUZZTIME:-20s} each"
+	rm -rf "$dir"
+}
+
+# fuzz_one DIR PACKAGE TARGET runs one target. An input that fails is kept in the package's testdata/fuzz.
+fuzz_one() {
+	local log=$1/$2/$3.log
+	if (cd "$2" && "$1/$2/fuzz" -test.run '^$' -test.fuzz "^$3\$" -test.fuzztime "${FUZZTIME:-20s}" -test.parallel 1 \
+		-test.fuzzcachedir "$FUZZ_CACHE/$2") >"$log" 2>&1; then
+		echo "fuzz $2 $3: $(grep '^fuzz: elapsed' "$log" | grep -v '(0/sec)' | tail -1 | sed 's/.*execs/execs/')"
+	else
+		echo "fuzz $2 $3 FAILED" && cat "$log"
+		return 1
+	fi
+} >&2
+
+load() {
+	go run ./bench/agents
+	go run ./bench/agents -stock -for 30s
 }
 
 bench() {
