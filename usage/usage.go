@@ -1,7 +1,7 @@
-// Package usage tells how much memory and disk a workspace uses, and how much it has.
+// Package usage tells how much memory, disk and processor time a workspace uses, and how much it has.
 //
-// [Memory] counts against the limit of the container that this process is in, if there is one, and
-// against the machine's memory otherwise; [Volume] tells about one mounted file system.
+// [Memory] and [CPU] count against the limit of the container that this process is in, if there is one, and
+// against the machine's otherwise; [Volume] tells about one mounted file system.
 package usage
 
 import (
@@ -22,6 +22,15 @@ type Amount struct{ Used, Total int64 }
 
 // Memory returns the memory in use. Page cache that the kernel can take back at once does not count.
 func Memory() (Amount, error) { return machine("/").memory() }
+
+// HostMemory returns the memory in use on the whole machine.
+func HostMemory() (Amount, error) {
+	host, err := machine("/").hostMemory()
+	if err != nil {
+		return Amount{}, fmt.Errorf("cannot tell how much memory is in use: %w", err)
+	}
+	return host, nil
+}
 
 // Volume returns how full the file system is that path is on.
 func Volume(path string) (Amount, error) {
@@ -63,15 +72,16 @@ func (m machine) hostMemory() (Amount, error) {
 // hierarchy is where one version of control groups keeps its figures.
 type hierarchy struct{ mount, limit, current, cache string }
 
-var (
-	unified = hierarchy{"sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"}
-	legacy  = hierarchy{"sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"}
-)
+var unified = hierarchy{"sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"}
+
+func legacy(controller string) hierarchy {
+	return hierarchy{"sys/fs/cgroup/" + controller, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"}
+}
 
 // limitedMemory returns what counts against the tightest limit of the control groups around this
 // process; false if there is none.
 func (m machine) limitedMemory() (Amount, bool) {
-	h, group, ok := m.group()
+	h, group, ok := m.group("memory")
 	if !ok {
 		return Amount{}, false
 	}
@@ -88,8 +98,8 @@ func (m machine) limitedMemory() (Amount, bool) {
 	}
 }
 
-// group returns the memory control group of this process.
-func (m machine) group() (hierarchy, string, bool) {
+// group returns the control group of this process that a controller acts on.
+func (m machine) group(controller string) (hierarchy, string, bool) {
 	file, err := os.ReadFile(filepath.Join(string(m), "proc/self/cgroup"))
 	if err != nil {
 		return hierarchy{}, "", false
@@ -99,8 +109,8 @@ func (m machine) group() (hierarchy, string, bool) {
 		field := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		switch {
 		case len(field) != 3:
-		case strings.Contains(","+field[1]+",", ",memory,"):
-			return legacy, filepath.Clean("/" + field[2]), true
+		case strings.Contains(","+field[1]+",", ","+controller+","):
+			return legacy(controller), filepath.Clean("/" + field[2]), true
 		case field[0] == "0" && field[1] == "":
 			path, both = filepath.Clean("/"+field[2]), true
 		}

@@ -295,7 +295,9 @@ func TestGitOverHTTPS(t *testing.T) {
 	if took := time.Since(began); took > time.Minute {
 		t.Errorf("took %v to fail without a terminal", took)
 	}
-	k.auth[srv.URL] = wire.ExternalAuth{AccessToken: "glpat-1", Username: "oauth2", Password: "glpat-1", Type: "gitlab"}
+	k.knows(func() {
+		k.auth[srv.URL] = wire.ExternalAuth{AccessToken: "glpat-1", Username: "oauth2", Password: "glpat-1", Type: "gitlab"}
+	})
 	code, stderr, dir := clone()
 	if code != 0 || stderr != "" {
 		t.Fatalf("%d %s", code, stderr)

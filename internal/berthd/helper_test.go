@@ -59,6 +59,13 @@ func newKeeper(t *testing.T) *keeper {
 	return k
 }
 
+// knows lets a test change what the server knows.
+func (k *keeper) knows(f func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f()
+}
+
 func (k *keeper) externalAuth(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	k.mu.Lock()
@@ -157,7 +164,7 @@ func TestExternalAuthVerb(t *testing.T) {
 		t.Errorf("as JSON: %d %s", code, stdout)
 	}
 
-	k.loggedIn = make(chan struct{})
+	k.knows(func() { k.loggedIn = make(chan struct{}) })
 	page := k.url + "/external-auth/github\n"
 	if code, stdout, stderr := command(t, env, os.Args[0], "external-auth", "access-token", "github"); code != 1 || stdout != page || stderr != "" {
 		t.Errorf("before the login: %d %q %q, want 1 and %q", code, stdout, stderr, page)
@@ -241,7 +248,7 @@ func TestAskpassAnswers(t *testing.T) {
 func TestAskpassWaitsForALogin(t *testing.T) {
 	k := newKeeper(t)
 	k.auth["https://github.com"] = wire.ExternalAuth{AccessToken: "t", Username: "t", Type: "github"}
-	k.loggedIn = make(chan struct{})
+	k.knows(func() { k.loggedIn = make(chan struct{}) })
 	const prompt = "Username for 'https://github.com': "
 	code, stdout, stderr := command(t, k.session(t, "CODER_CHAT_AGENT=true"), os.Args[0], prompt)
 	if code != 1 || stdout != "" || !strings.Contains(stderr, k.url+"/external-auth/github") || k.listens.Load() != 0 {
@@ -270,7 +277,7 @@ func TestAskpassWaitsForALogin(t *testing.T) {
 // TestAskpassGivesUp: where nobody logs in, and where the server turns away meanwhile.
 func TestAskpassGivesUp(t *testing.T) {
 	k := newKeeper(t)
-	k.loggedIn = make(chan struct{})
+	k.knows(func() { k.loggedIn = make(chan struct{}) })
 	k.auth["https://github.com"] = wire.ExternalAuth{}
 	var errs bytes.Buffer
 	p := process{env: environment{"CODER_AGENT_URL": k.url, "CODER_AGENT_TOKEN": agentToken}, stderr: &errs}

@@ -36,7 +36,7 @@ const (
 `
 )
 
-const usage = `berthd is the workspace agent of berth.
+const usageText = `berthd is the workspace agent of berth.
 
   berthd [run] [flags]      run the agent (agent is another name for run)
   berthd report [flags]     tell what an app in this workspace is doing
@@ -82,7 +82,7 @@ func Main(ctx context.Context, args, env []string, stdin io.Reader, stdout, stde
 	case len(args) > 0 && (args[0] == "--version" || args[0] == "-version"):
 		p.version()
 	case len(args) == 1 && (args[0] == "--help" || args[0] == "-h" || args[0] == "help"):
-		fmt.Fprint(stdout, usage)
+		fmt.Fprint(stdout, usageText)
 		fmt.Fprint(stdout, "\nFlags of run:\n")
 		printOptions(stdout)
 	case verb == "run" || verb == "agent":

@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"strconv"
-	"time"
+
+	"github.com/berthd/berth/usage"
 )
 
 const statHelp = `berthd stat: how much of the processor, memory and disk is used.
@@ -20,7 +20,7 @@ const statHelp = `berthd stat: how much of the processor, memory and disk is use
   berthd stat mem [--host] [--prefix Gi]      memory
   berthd stat disk [--path /] [--prefix Gi]   the file system that holds a path
 
-Inside a container the figures are the container's own; --host asks for the machine's. --prefix is Ki,
+Inside a container with limits the figures are the container's own; --host asks for the machine's. --prefix is Ki,
 Mi, Gi or Ti, and --output json gives bytes and cores as numbers. It asks no server: use it in the
 scripts of metadata.
 `
@@ -89,11 +89,10 @@ func (p process) stat(ctx context.Context) error {
 	case output != "text" && output != "json":
 		return usagef("--output %q is neither text nor json", output)
 	}
-	m := theMachine
 	if what == "" {
-		return p.statAll(ctx, m, output)
+		return p.statAll(ctx, output)
 	}
-	used, err := m.usage(ctx, what, host, path)
+	used, err := measure(ctx, what, host, path)
 	if err != nil {
 		return err
 	}
@@ -104,19 +103,30 @@ func (p process) stat(ctx context.Context) error {
 	return nil
 }
 
-// usage measures one thing.
-func (m machine) usage(ctx context.Context, what string, host bool, path string) (amount, error) {
-	switch what {
-	case "cpu":
-		return m.cpu(ctx, host)
-	case "mem":
-		return m.memory(host)
+// measure tells how much of one thing is used.
+func measure(ctx context.Context, what string, host bool, path string) (amount, error) {
+	if what == "cpu" {
+		cores := usage.CPU
+		if host {
+			cores = usage.HostCPU
+		}
+		used, err := cores(ctx)
+		return amount{Used: used.Used, Total: &used.Total, Unit: "cores"}, err
 	}
-	return diskUsage(path)
+	ask := usage.Memory
+	switch {
+	case what == "disk":
+		ask = func() (usage.Amount, error) { return usage.Volume(path) }
+	case host:
+		ask = usage.HostMemory
+	}
+	bytes, err := ask()
+	total := float64(bytes.Total)
+	return amount{Used: float64(bytes.Used), Total: &total, Unit: "B"}, err
 }
 
-// statAll shows each thing that there is, the container's beside the machine's.
-func (p process) statAll(ctx context.Context, m machine, output string) error {
+// statAll shows each thing, the container's and the machine's.
+func (p process) statAll(ctx context.Context, output string) error {
 	home := p.env["HOME"]
 	if home == "" {
 		home = "/"
@@ -129,15 +139,12 @@ func (p process) statAll(ctx context.Context, m machine, output string) error {
 		{"host_cpu", "host processor", "cpu", true, ""},
 		{"host_memory", "host memory", "mem", true, "Gi"},
 		{"home_disk", "home disk", "disk", false, "Gi"},
-		{"container_cpu", "container processor", "cpu", false, ""},
-		{"container_memory", "container memory", "mem", false, "Gi"},
+		{"container_cpu", "own processor", "cpu", false, ""},
+		{"container_memory", "own memory", "mem", false, "Gi"},
 	}
 	all := map[string]amount{}
 	for _, row := range rows {
-		if !row.host && row.what != "disk" && !m.inContainer() {
-			continue
-		}
-		used, err := m.usage(ctx, row.what, row.host, home)
+		used, err := measure(ctx, row.what, row.host, home)
 		if err != nil {
 			return err
 		}
@@ -159,10 +166,3 @@ func (p process) showJSON(v any) error {
 	fmt.Fprintf(p.stdout, "%s\n", body)
 	return nil
 }
-
-// cpuSample is over how long processor time is measured: short enough for a prompt, and ten times the
-// kernel's own unit.
-const cpuSample = 200 * time.Millisecond
-
-// theMachine is the one that this process runs on.
-var theMachine = machine{proc: os.DirFS("/proc"), cgroup: os.DirFS("/sys/fs/cgroup")}
