@@ -1,14 +1,15 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -84,13 +85,22 @@ func (s *ptyServer) handle(ctx context.Context, conn net.Conn) {
 	err := s.attach(ctx, conn)
 	switch {
 	case ctx.Err() != nil:
-		left(1, "the agent stopped")
+		left(1, "server_shutdown")
 	case err != nil:
 		s.log.Warn("a terminal ended badly", "peer", peer, "error", err)
-		left(1, err.Error())
+		left(1, reasonOf(err))
 	default:
 		left(0, "graceful")
 	}
+}
+
+// reasonOf is how the protocol words the end of a terminal's connection.
+func reasonOf(err error) string {
+	var network net.Error
+	if errors.As(err, &network) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return "network_error"
+	}
+	return err.Error()
 }
 
 // attach connects conn with the terminal it asks for, until the program ends or the client leaves.
@@ -136,10 +146,11 @@ func (s *ptyServer) open(ctx context.Context, init wire.PTYInit) (*ptyhost.Attac
 	if init.Container != "" {
 		return nil, errors.New("cannot open a terminal in a container: this agent opens terminals on the machine only")
 	}
-	spec, err := s.command(init.Command, terminalEnv(os.Getenv))
+	spec, err := s.command(init.Command, nil)
 	if err != nil {
 		return nil, err
 	}
+	spec.Env = terminalEnv(spec.Env)
 	return s.terminals.Attach(ctx, ptyhost.AttachRequest{
 		ID:     init.ID.String(),
 		Size:   ptyhost.Size{Rows: init.Height, Cols: init.Width},
@@ -177,18 +188,19 @@ func feed(t typist, conn io.Reader) error {
 	}
 }
 
-// terminalEnv returns the variables of a terminal that nobody described: its kind, and a UTF-8
-// locale where the agent's own is none.
-func terminalEnv(getenv func(string) string) []string {
-	env := []string{"TERM=xterm-256color"}
-	locale := getenv("LC_ALL")
-	for _, name := range []string{"LC_CTYPE", "LANG"} {
-		if locale == "" {
-			locale = getenv(name)
+// terminalEnv adds to an environment what a terminal that nobody described is: its kind, and a UTF-8
+// locale where there is none. Of two of one name the later counts.
+func terminalEnv(env []string) []string {
+	value := map[string]string{}
+	for _, pair := range env {
+		if name, v, ok := strings.Cut(pair, "="); ok {
+			value[name] = v
 		}
 	}
+	env = append(slices.Clone(env), "TERM=xterm-256color")
+	locale := cmp.Or(value["LC_ALL"], value["LC_CTYPE"], value["LANG"])
 	utf8 := strings.Contains(strings.ReplaceAll(strings.ToUpper(locale), "-", ""), "UTF8")
-	if utf8 || getenv("LC_ALL") != "" {
+	if utf8 || value["LC_ALL"] != "" {
 		return env
 	}
 	if runtime.GOOS == "darwin" {

@@ -73,21 +73,21 @@ func FuzzFeed(f *testing.F) {
 	})
 }
 
+// TestTerminalEnv: it is the environment that the program gets that tells the locale.
 func TestTerminalEnv(t *testing.T) {
-	tests := map[string]struct {
-		env  map[string]string
-		want []string
-	}{
-		"none":          {nil, []string{"TERM=xterm-256color", "LC_CTYPE=C.UTF-8"}},
-		"utf-8 by lang": {map[string]string{"LANG": "de_DE.UTF-8"}, []string{"TERM=xterm-256color"}},
-		"spelt utf8":    {map[string]string{"LANG": "de_DE.utf8"}, []string{"TERM=xterm-256color"}},
-		"ctype wins":    {map[string]string{"LC_CTYPE": "C", "LANG": "de_DE.UTF-8"}, []string{"TERM=xterm-256color", "LC_CTYPE=C.UTF-8"}},
-		"all is kept":   {map[string]string{"LC_ALL": "C"}, []string{"TERM=xterm-256color"}},
+	const term, ctype = "TERM=xterm-256color", "LC_CTYPE=C.UTF-8"
+	tests := map[string]struct{ env, want []string }{
+		"none":          {nil, []string{term, ctype}},
+		"utf-8 by lang": {[]string{"LANG=de_DE.UTF-8"}, []string{"LANG=de_DE.UTF-8", term}},
+		"spelt utf8":    {[]string{"LANG=de_DE.utf8"}, []string{"LANG=de_DE.utf8", term}},
+		"ctype wins":    {[]string{"LANG=de_DE.UTF-8", "LC_CTYPE=C"}, []string{"LANG=de_DE.UTF-8", "LC_CTYPE=C", term, ctype}},
+		"all is kept":   {[]string{"LC_ALL=C"}, []string{"LC_ALL=C", term}},
+		"empty all":     {[]string{"LANG=C", "LC_ALL="}, []string{"LANG=C", "LC_ALL=", term, ctype}},
+		"a template's":  {[]string{"TERM=dumb", "LANG=C.UTF-8"}, []string{"TERM=dumb", "LANG=C.UTF-8", term}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			got := terminalEnv(func(name string) string { return tt.env[name] })
-			if diff := cmp.Diff(tt.want, got); diff != "" {
+			if diff := cmp.Diff(tt.want, terminalEnv(tt.env)); diff != "" {
 				t.Errorf("environment (-want +got):\n%s", diff)
 			}
 		})
@@ -121,7 +121,7 @@ func servePTY(t *testing.T) (addr string, reports <-chan string) {
 		},
 		connected: func(ip string) func(int, string) {
 			told <- "connect " + ip
-			return func(exit int, _ string) { told <- fmt.Sprintf("disconnect %d", exit) }
+			return func(exit int, reason string) { told <- fmt.Sprintf("disconnect %d %s", exit, reason) }
 		},
 		log: slog.New(slog.DiscardHandler),
 	}
@@ -197,7 +197,7 @@ func TestTerminalIsLeftAndTakenUpAgain(t *testing.T) {
 		got = append(got, <-reports)
 	}
 	slices.Sort(got)
-	if diff := cmp.Diff([]string{"connect 127.0.0.1", "connect 127.0.0.1", "disconnect 0", "disconnect 0"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"connect 127.0.0.1", "connect 127.0.0.1", "disconnect 0 graceful", "disconnect 0 graceful"}, got); diff != "" {
 		t.Errorf("reports (-want +got):\n%s", diff)
 	}
 }
@@ -207,19 +207,45 @@ func TestTerminalThatCannotBeOpened(t *testing.T) {
 	for name, tt := range map[string]struct {
 		init wire.PTYInit
 		said string
+		why  string
 	}{
-		"no command yet": {wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Command: "fail"}, "no manifest yet\r\n"},
-		"in a container": {wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Container: "web"}, "in a container"},
-		"no id":          {wire.PTYInit{Height: 24, Width: 80}, ""},
+		"no command yet": {wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Command: "fail"}, "no manifest yet\r\n", "no manifest yet"},
+		"in a container": {wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Container: "web"}, "in a container", "in a container"},
+		"no id":          {wire.PTYInit{Height: 24, Width: 80}, "", "id"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			said, err := io.ReadAll(openPTY(t, addr, tt.init))
 			if err != nil || !strings.Contains(string(said), tt.said) {
 				t.Errorf("said %q, %v; want %q and the connection closed", said, err, tt.said)
 			}
-			if c, d := <-reports, <-reports; c != "connect 127.0.0.1" || d != "disconnect 1" {
+			if c, d := <-reports, <-reports; c != "connect 127.0.0.1" || !strings.HasPrefix(d, "disconnect 1 ") || !strings.Contains(d, tt.why) {
 				t.Errorf("reported %q, %q", c, d)
 			}
 		})
+	}
+}
+
+// TestTerminalsInANetworkThatBreaks: the reasons are those that the protocol has words for.
+func TestTerminalsInANetworkThatBreaks(t *testing.T) {
+	addr, reports := servePTY(t)
+	conn := openPTY(t, addr, wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Command: "echo up; read x"})
+	readUntil(t, conn, "up")
+	if err := conn.(*net.TCPConn).SetLinger(0); err != nil { // closing resets
+		t.Fatal(err)
+	}
+	conn.Close()
+	half, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	half.Write([]byte{200, 0, '{'})
+	half.Close()
+	var got []string
+	for range 4 {
+		got = append(got, <-reports)
+	}
+	slices.Sort(got)
+	if diff := cmp.Diff([]string{"connect 127.0.0.1", "connect 127.0.0.1", "disconnect 1 network_error", "disconnect 1 network_error"}, got); diff != "" {
+		t.Errorf("reports (-want +got):\n%s", diff)
 	}
 }

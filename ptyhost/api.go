@@ -62,11 +62,14 @@ type CreateRequest struct {
 	// Name is what people call the session; it can be used in place of the id. Optional, unique, at most 128 bytes.
 	Name string `json:"name,omitempty"`
 
-	// Argv, Dir and Env start the program. They are used as they are: the host adds nothing to Env, and looks nothing up in PATH unless Argv[0]
+	// Argv, Dir and Env start the program. They are used as they are: the host adds nothing else to Env, and looks nothing up in PATH unless Argv[0]
 	// has no slash, and then in the PATH of Env.
 	Argv []string `json:"argv"`
 	Dir  string   `json:"dir,omitempty"`
 	Env  []string `json:"env"`
+
+	// TTYVariable, if set, is added to Env with the path of the terminal's device as its value.
+	TTYVariable string `json:"tty_variable,omitempty"`
 
 	// Modes are terminal modes numbered and valued as in an SSH pty-req (RFC 4254, section 8), set before the program starts.
 	Modes map[uint8]uint32 `json:"modes,omitempty"`

@@ -40,6 +40,9 @@ func start(req *CreateRequest, size Size) (*terminal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrStart, err)
 	}
+	if req.TTYVariable != "" {
+		cmd.Env = append(cmd.Env, req.TTYVariable+"="+tty.Name()) // of two of one name the later counts
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	if err := cmd.Start(); err != nil {

@@ -20,7 +20,10 @@ func (s *session) sftp() (int, error) {
 		return exitBlocked, nil
 	}
 	spec, err := s.spec("")
-	if err != nil {
+	switch {
+	case err != nil && s.env.container != "":
+		return 1, err
+	case err != nil:
 		return exitInternal, err
 	}
 	stream := &sftpStream{Channel: s.ch}

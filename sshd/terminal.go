@@ -21,6 +21,7 @@ func (s *session) attach(spec shell.Spec, login bool) (int, error) {
 		ID: uuid.NewString(),
 		Create: &ptyhost.CreateRequest{
 			Argv: spec.Argv, Dir: spec.Dir, Env: spec.Env,
+			TTYVariable:  "SSH_TTY",
 			Modes:        s.terminal.modes,
 			KillOnDetach: true,
 		},

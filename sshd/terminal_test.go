@@ -33,6 +33,7 @@ func TestTerminal(t *testing.T) {
 		"exit code":  {line: "exit 7", code: 7},
 		"killed":     {line: "kill -9 $$", code: 255},
 		"terminal":   {line: "test -t 0 && test -t 1 && test -t 2 && tty", want: "/dev/pts/"},
+		"device":     {line: "test $SSH_TTY = $(tty) && echo same", want: "same"},
 		"type":       {line: "echo type $TERM", want: "type vt220"},
 		"input":      {line: "read x; echo got $x", stdin: "words\n", want: "got words"},
 		"newlines":   {line: "echo a; echo b", want: "a\r\nb\r\n"},
