@@ -8,6 +8,9 @@ import (
 
 func (s *Server) getAgent(w http.ResponseWriter, r *http.Request, a store.Agent) {
 	view, err := s.viewAgent(r.Context(), a)
+	if err == nil {
+		view.Latency, err = s.latency(s.coordinator.Node(a.ID))
+	}
 	if err != nil {
 		writeError(w, internalError(err))
 		return

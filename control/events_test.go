@@ -169,23 +169,22 @@ func TestMetadataPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		value, failure := "a", error(nil)
-		read := func(context.Context) ([]wire.AgentMetadata, error) {
+		w := (&Server{}).watchMetadata(uuid.Nil)
+		w.read = func(context.Context) ([]wire.AgentMetadata, error) {
 			return []wire.AgentMetadata{{Result: wire.MetadataResult{Value: value}}}, failure
 		}
 		var got []string
-		for metadata, err := range watchMetadata(t.Context(), read) {
-			if err != nil {
-				got = append(got, time.Since(start).String()+" "+err.Error())
-				continue
-			}
-			got = append(got, time.Since(start).String()+" "+metadata[0].Result.Value)
+		err := w.run(t.Context(), func(v any) error {
+			got = append(got, time.Since(start).String()+" "+v.([]wire.AgentMetadata)[0].Result.Value)
 			switch time.Since(start) {
 			case 5 * time.Second:
 				value = "b"
 			case 6 * time.Second:
 				failure = errors.New("broken")
 			}
-		}
+			return nil
+		}, func() error { return nil })
+		got = append(got, time.Since(start).String()+" "+err.Error())
 		if diff := cmp.Diff([]string{"0s a", "5s a", "6s b", "7s broken"}, got); diff != "" {
 			t.Error(diff)
 		}

@@ -276,6 +276,39 @@ func keepAlive(ctx context.Context, conn *websocket.Conn) {
 	}
 }
 
+// messageWrite is how long the other side of a WebSocket may take to take one message.
+const messageWrite = 30 * time.Second
+
+// sendMessages serves a WebSocket on which only the server speaks: what produce sends goes out as text
+// messages of one line of JSON each. An error of produce is the reason of the close. The context of
+// produce ends when the other side is gone.
+func (s *Server) sendMessages(w http.ResponseWriter, r *http.Request, produce func(ctx context.Context, send func(any) error) error) {
+	ctx, done := s.lasting(r)
+	defer done()
+	conn := s.accept(w, r)
+	if conn == nil {
+		return
+	}
+	defer conn.CloseNow()
+	ctx, stop := readNothing(ctx, conn)
+	defer stop()
+	s.active.Go(func() { keepAlive(ctx, conn) })
+	err := produce(ctx, func(v any) error {
+		message, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		write, cancel := context.WithTimeout(ctx, messageWrite)
+		defer cancel()
+		return conn.Write(write, websocket.MessageText, append(message, '\n'))
+	})
+	if err != nil {
+		s.failSocket(conn, err.Error())
+		return
+	}
+	_ = s.closeSocket(conn)
+}
+
 // byteStream is a WebSocket as a stream of bytes. Closing it tells the other side whether it should
 // come back: a server that stops says so. It has no context: one that ends would cut the connection
 // before anything could be said.

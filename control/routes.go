@@ -156,6 +156,37 @@ func (s *Server) endpoints() []endpoint {
 		},
 		Socket: openapi.BinaryMessages, Errors: []int{400, 404}})
 
+	on("GET", api+"users/first", anyone(getFirstUser), openapi.Operation{Summary: "Whether there is a user", Answer: wire.Error{}})
+	on("GET", api+"users/{user}", s.onUser(s.getUser), openapi.Operation{
+		Summary: "The owner: me, his name or his id", Answer: wire.User{}, Errors: []int{404}})
+	on("GET", api+"users/{user}/gitsshkey", s.onUser(s.getUserGitSSHKey), openapi.Operation{
+		Summary: "The owner's public SSH key", Answer: wire.UserSSHKey{}, Errors: []int{404, 500}})
+	on("GET", api+"users/{user}/workspace/{name}", s.forUser(s.getUserWorkspace), openapi.Operation{
+		Summary: "A workspace by name", Answer: wire.Workspace{}, Errors: []int{404, 500}})
+	on("GET", api+"workspaces", s.forUser(s.getWorkspaces), openapi.Operation{
+		Summary: "The workspaces",
+		Query: []openapi.Param{
+			{Name: "q", Type: "string", Doc: "words: a part of a name, owner:me, name:x, status:running"},
+			{Name: "offset", Type: "integer", Doc: "how many to leave out"},
+			{Name: "limit", Type: "integer", Doc: fmt.Sprintf("how many at most; %d by default and at most", maxWorkspaces)},
+		},
+		Answer: wire.Workspaces{}, Errors: []int{400, 500}})
+	on("GET", api+"workspaces/{id}", s.onWorkspace(s.getWorkspace), openapi.Operation{
+		Summary: "A workspace", Answer: wire.Workspace{}, Errors: []int{400, 404, 500}})
+	on("GET", api+"workspaces/{id}/watch", s.onWorkspace(s.getWatchWorkspace), openapi.Operation{
+		Summary: "A workspace, as it changes", Media: openapi.EventStream, Answer: wire.Workspace{}, Errors: []int{400, 404}})
+	on("GET", api+"workspaces/{id}/watch-ws", s.onWorkspace(s.getWatchWorkspaceSocket), openapi.Operation{
+		Summary: "A workspace, as it changes", Socket: openapi.TextMessages, Answer: wire.ServerEvent{}, Errors: []int{400, 404}})
+	on("POST", api+"workspaces/{id}/usage", s.onWorkspace(s.postWorkspaceUsage), openapi.Operation{
+		Summary: "Note that somebody uses a workspace", Body: wire.WorkspaceUsage{}, Status: 204, Errors: []int{400, 404, 413, 500}})
+	on("GET", api+"templateversions/{version}", s.forUser(s.getTemplateVersion), openapi.Operation{
+		Summary: "What workspaces are built from", Answer: wire.TemplateVersion{}, Errors: []int{400, 404}})
+	on("GET", api+"appearance", s.forUser(s.getAppearance), openapi.Operation{Summary: "How the deployment looks", Answer: wire.Appearance{}})
+	on("GET", api+"applications/host", s.forUser(getAppHost), openapi.Operation{Summary: "The host names of apps", Answer: wire.AppHost{}})
+	on("GET", api+"init-script/{os}/{arch}", anyone(getInitScript), openapi.Operation{
+		Summary: "A script that starts an agent; there is none", Media: openapi.Text, Errors: []int{400, 404}})
+	on("GET", "/bin/{file}", anyone(getBinary), openapi.Operation{Summary: "An agent program; there is none", Errors: []int{404}})
+
 	on("GET", wire.PathBerth+"agents", s.forUser(s.getBerthAgents), openapi.Operation{
 		Summary: "Every agent", Answer: []wire.AgentSummary{}, Errors: []int{500}})
 	on("POST", wire.PathBerth+"agents", s.forUser(s.postBerthAgent), openapi.Operation{

@@ -74,7 +74,8 @@ func health(status wire.AgentStatus, lifecycle string) wire.AgentHealth {
 
 func lifecycle(st store.State) string { return cmp.Or(st.Lifecycle, stateCreated) }
 
-// viewAgent is all that is known of an agent, as GET {id} answers it.
+// viewAgent is what is known of an agent, as GET {id} answers it. Its latencies, which an agent can
+// spoil, are not in it: one shall not hide the others of a list.
 func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, error) {
 	st, err := s.store.State(ctx, a.ID)
 	if err != nil {
@@ -89,10 +90,6 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 	if err != nil {
 		return wire.Agent{}, err
 	}
-	latency, err := s.latency(s.coordinator.Node(a.ID))
-	if err != nil {
-		return wire.Agent{}, err
-	}
 	status := status(a, st, time.Now())
 	view := wire.Agent{
 		ID: a.ID, ParentID: uuid.NullUUID{UUID: a.ParentID, Valid: a.IsSubAgent()}, ResourceID: a.WorkspaceID(), CreatedAt: a.CreatedAt, UpdatedAt: a.UpdatedAt,
@@ -104,7 +101,6 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 		LogsLength:           int32(min(length, math.MaxInt32)), LogsOverflowed: st.LogsOverflowed,
 		Directory: a.Directory, ExpandedDirectory: st.ExpandedDirectory,
 		Version: st.Version, APIVersion: st.APIVersion,
-		Latency:                  latency,
 		ConnectionTimeoutSeconds: int32(connectTimeout / time.Second),
 		Apps:                     []wire.App{},
 		Subsystems:               append([]string{}, st.Subsystems...),

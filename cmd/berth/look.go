@@ -505,10 +505,11 @@ func version() string {
 	if buildVersion != "" {
 		return buildVersion
 	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+	// Outside of a repository the Go tool records "(devel)", which peers cannot read: they want vX.Y.Z.
+	if info, ok := debug.ReadBuildInfo(); ok && strings.HasPrefix(info.Main.Version, "v") {
 		return info.Main.Version
 	}
-	return "(devel)"
+	return "v0.1.0-devel"
 }
 
 func (p *program) versionCommand() *cobra.Command {

@@ -35,6 +35,8 @@ type State struct {
 	ReadyAt            *time.Time `json:"ready_at,omitempty"`
 
 	LogsOverflowed bool `json:"logs_overflowed,omitempty"`
+	// LastUsedAt is when somebody was last known to use the workspace.
+	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
 	// ClaimedAt is when a prebuilt workspace got its user; ClaimTold whether its agent has heard.
 	ClaimedAt *time.Time `json:"claimed_at,omitempty"`
 	ClaimTold bool       `json:"claim_told,omitempty"`
