@@ -177,7 +177,7 @@ func (c *Client) Connection(ctx context.Context, id uuid.UUID) (wire.ConnectionI
 // ListeningPorts lists what listens in the agent's workspace.
 func (c *Client) ListeningPorts(ctx context.Context, id uuid.UUID) ([]wire.ListeningPort, error) {
 	var ports wire.ListeningPorts
-	err := c.call(ctx, http.MethodGet, agentPath(id, "/listening-ports"), nil, nil, http.StatusOK, &ports)
+	err := c.call(ctx, http.MethodGet, agentPath(id, "/listening-ports"), url.Values{wire.QueryNetwork: {wire.NetworkAll}}, nil, http.StatusOK, &ports)
 	return ports.Ports, err
 }
 

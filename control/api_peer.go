@@ -139,10 +139,10 @@ func (s *Server) getListeningPorts(w http.ResponseWriter, r *http.Request, a sto
 		writeError(w, serverFailure(err, "Internal error fetching listening ports."))
 		return
 	}
-	apps := appPorts(a)
+	apps, all := appPorts(a), r.URL.Query().Get(wire.QueryNetwork) == wire.NetworkAll
 	shown := wire.ListeningPorts{Ports: []wire.ListeningPort{}}
 	for _, p := range found.Ports {
-		if p.Port >= wire.FirstUserPort && !slices.Contains(hiddenPorts, p.Port) && !apps[p.Port] {
+		if (all || p.Network == "tcp") && p.Port >= wire.FirstUserPort && !slices.Contains(hiddenPorts, p.Port) && !apps[p.Port] {
 			shown.Ports = append(shown.Ports, p)
 		}
 	}

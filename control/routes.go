@@ -128,7 +128,9 @@ func (s *Server) endpoints() []endpoint {
 			Answer: []wire.LogEntry{}, Media: openapi.Text, Socket: openapi.MaybeText, Errors: []int{400, 404, 500}})
 	}
 	on("GET", agents+"{id}/listening-ports", s.onAgent(s.getListeningPorts), openapi.Operation{
-		Summary: "What listens in the workspace", Answer: wire.ListeningPorts{}, Errors: []int{400, 404, 500}})
+		Summary: "What listens in the workspace",
+		Query:   []openapi.Param{{Name: wire.QueryNetwork, Type: "string", Doc: "all: UDP too, not only TCP"}},
+		Answer:  wire.ListeningPorts{}, Errors: []int{400, 404, 500}})
 	on("GET", agents+"{id}/containers", s.onAgent(s.getContainers), openapi.Operation{
 		Summary: "The containers beside the agent",
 		Query:   []openapi.Param{{Name: "label", Type: "string", Doc: "key=value that containers must have; may be given often"}},

@@ -9,6 +9,13 @@ import (
 // PathBerth is where berth's own additions to the HTTP API live; nothing else does.
 const PathBerth = "/api/v2/berth/"
 
+// QueryNetwork, when it is [NetworkAll], asks for UDP ports too in GET {id}/listening-ports. Stock
+// clients take every entry for TCP, so without it there are no others.
+const (
+	QueryNetwork = "network"
+	NetworkAll   = "all"
+)
+
 // AgentSummary is one row of GET /api/v2/berth/agents.
 type AgentSummary struct {
 	ID uuid.UUID `json:"id"`
