@@ -2,13 +2,18 @@ package control
 
 import (
 	"bufio"
+	"errors"
 	"log/slog"
 	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/coder/websocket"
+	"storj.io/drpc/drpcmux"
+
 	"github.com/berthd/berth/tailnet/relay"
+	"github.com/berthd/berth/wire/rpc"
 )
 
 // A caller that promises a body and never sends it gets his answer and is let go of, whether the
@@ -60,5 +65,44 @@ func TestBodyThatNeverComes(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A caller that opens a link and never reads is given up: his connection is closed in bounded time, and
+// what served it ends.
+func TestLinkThatNeverReads(t *testing.T) {
+	t.Parallel() // a WebSocket waits some seconds for its other side to close it, too
+	s := &Server{log: slog.New(slog.DiscardHandler), stopping: t.Context()}
+	l := newPipeListener()
+	ended := make(chan error, 1)
+	web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn := s.accept(w, r)
+		if conn == nil {
+			return
+		}
+		defer conn.CloseNow()
+		ended <- rpc.Serve(r.Context(), s.byteStream(conn), drpcmux.New(), rpc.ServeOptions{
+			PingInterval: time.Millisecond, PingTimeout: 100 * time.Millisecond,
+		})
+	})}
+	served := make(chan error, 1)
+	go func() { served <- web.Serve(l) }()
+	// A pipe holds nothing: what is not read is not sent.
+	conn, _, err := websocket.Dial(t.Context(), "http://x/", &websocket.DialOptions{HTTPClient: &http.Client{Transport: &http.Transport{DialContext: l.dial}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if !errors.Is(err, rpc.ErrDead) {
+			t.Errorf("ended with %v, want ErrDead", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("never ended")
+	}
+	conn.CloseNow()
+	web.Close()
+	if err := <-served; err != http.ErrServerClosed {
+		t.Error(err)
 	}
 }

@@ -28,6 +28,7 @@ type serveOptions struct {
 	stun                 string
 	tlsCert, tlsKey      string
 	relayOnly, forceWS   bool
+	logLimit             int64
 	logJSON, keepContext bool
 }
 
@@ -58,6 +59,7 @@ that any number of servers share. SIGHUP reads the configuration and the certifi
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file of its key")
 	f.BoolVar(&o.relayOnly, "relay-only", false, "let agents and clients make no direct connections")
 	f.BoolVar(&o.forceWS, "force-websocket", false, "reach the relay over WebSocket from the start")
+	f.Int64Var(&o.logLimit, "log-limit", 0, "bytes an agent may log before its log ends for good, 1048576 on stock servers; 0: the oldest lines go instead")
 	f.BoolVar(&o.logJSON, "log-json", false, "log as JSON")
 	f.BoolVar(&o.keepContext, "no-context", false, "do not make this the server that berth's other commands use by default")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -74,6 +76,9 @@ func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 func (p *program) serve(ctx context.Context, o serveOptions) error {
+	if o.logLimit < 0 {
+		return fmt.Errorf("cannot limit logs to %d bytes; give 0 for no limit", o.logLimit)
+	}
 	if (o.tlsCert == "") != (o.tlsKey == "") {
 		return errors.New("cannot serve https with half a key pair; give both --tls-cert and --tls-key")
 	}
@@ -101,10 +106,12 @@ func (p *program) serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
-	server, err := control.New(ctx, control.Config{
+	config := control.Config{
 		DataDir: dir, NATSURL: o.natsURL, NATSReplicas: o.natsReplicas, AccessURL: access, ConfigFile: o.config,
 		STUNAddr: stunAddr(o.stun, l.Addr(), log), RelayOnly: o.relayOnly, ForceWebSocket: o.forceWS, Version: version(), Log: log,
-	})
+	}
+	config.Logs.Total = o.logLimit
+	server, err := control.New(ctx, config)
 	if err != nil {
 		return err
 	}

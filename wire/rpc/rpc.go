@@ -169,12 +169,13 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 	timeout := cmp.Or(opts.WriteTimeout, 30*time.Second)
 	server := drpcserver.NewWithOptions(handler, drpcserver.Options{Manager: managerOptions()})
 	group, ctx := errgroup.WithContext(ctx)
+	closed := make(chan struct{})
 	end := func() {
+		defer close(closed)
 		watched.ending.Store(true)
 		session.Close()
 	}
 	stop := context.AfterFunc(ctx, end)
-	defer stop()
 	calls := make(chan struct{}, maxCalls)
 	group.Go(func() error {
 		for {
@@ -204,7 +205,10 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 		group.Go(func() error { return probe(ctx, session, opts, answered) })
 	}
 	err = group.Wait()
-	end()
+	if stop() {
+		end()
+	}
+	<-closed
 	if watched.failed.Load() {
 		return ErrProtocol
 	}
