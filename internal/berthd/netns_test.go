@@ -35,6 +35,7 @@ const envFakeCloud = "BERTHD_TEST_CLOUD"
 
 const (
 	labMetadata = "169.254.169.254"
+	labIPv6     = "fd00:ec2::254"
 	labControl  = ":8080"
 	labProxy    = ":3128"
 	// labHost is a name of the control server that only the proxy knows.
@@ -46,11 +47,15 @@ const (
 func fakeCloud(name string) error {
 	var service http.Handler
 	setMode := func(string) {}
+	metadata := labMetadata
 	switch name {
-	case "aws":
+	case "aws", "aws over IPv6":
 		f, err := testnet.NewFakeAWS()
 		if err != nil {
 			return err
+		}
+		if name != "aws" {
+			metadata = labIPv6
 		}
 		service, setMode = f, func(mode string) {
 			f.SetMode(map[string]testnet.FakeAWSMode{"on": testnet.AWSOn, "one hop": testnet.AWSOneHop}[mode])
@@ -74,8 +79,8 @@ func fakeCloud(name string) error {
 	defer cancel()
 	var g errgroup.Group
 	for addr, h := range map[string]http.Handler{
-		labMetadata + ":80": told("metadata", service),
-		labControl:          told("control", http.HandlerFunc(trade)),
+		net.JoinHostPort(metadata, "80"): told("metadata", service),
+		labControl:                       told("control", http.HandlerFunc(trade)),
 		labProxy: told("proxy", &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = "http", "127.0.0.1"+labControl
 		}}),
@@ -146,6 +151,7 @@ func newLab(t *testing.T, cloud string) *lab {
 	l.wire("a", "r", 1)
 	l.wire("m", "r", 2)
 	l.in("m", "ip", "addr", "add", labMetadata+"/32", "dev", "lo")
+	l.in("m", "ip", "addr", "add", labIPv6+"/128", "dev", "lo", "nodad")
 	l.in("r", "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
 	l.in("r", "ip", "route", "add", labMetadata, "via", l.net+".2.1")
 	l.in("a", "ip", "route", "add", "default", "via", l.net+".1.2")
@@ -240,11 +246,17 @@ func (l *lab) mode(mode string) {
 // control is the control server's URL as the agent reaches it directly.
 func (l *lab) control() string { return "http://" + l.net + ".2.1" + labControl }
 
-// berthd starts one in A, which sees nothing of this machine's firmware.
+// berthd starts one in A.
 func (l *lab) berthd(env []string, args ...string) *daemon {
 	l.t.Helper()
+	return l.berthdIn("a", env, args...)
+}
+
+// berthdIn starts one that sees nothing of this machine's firmware.
+func (l *lab) berthdIn(ns string, env []string, args ...string) *daemon {
+	l.t.Helper()
 	const hide = `mount -t tmpfs none /sys/class/dmi/id 2>/dev/null; exec "$@"`
-	argv := append([]string{"netns", "exec", l.name + "a", "sh", "-c", hide, "sh", os.Args[0]}, args...)
+	argv := append([]string{"netns", "exec", l.name + ns, "sh", "-c", hide, "sh", os.Args[0]}, args...)
 	return launch(l.t, exec.Command("ip", argv...), env)
 }
 
@@ -269,6 +281,16 @@ func TestAutoAtTheRealAddress(t *testing.T) {
 			d.says("cloud="+title, "because", "its metadata service answers at http://"+labMetadata)
 			l.await("control POST " + l.net + ".2.1" + labControl + " /api/v2/workspaceagents/" + cloud + "-instance-identity")
 		})
+	}
+}
+
+// TestAWSOverIPv6: where nothing answers at the IPv4 address, the one of IPv6 is used.
+func TestAWSOverIPv6(t *testing.T) {
+	l := newLab(t, "aws over IPv6")
+	for _, auth := range []string{"aws-instance-identity", "auto"} {
+		l.berthdIn("m", []string{"BERTH_URL=http://127.0.0.1" + labControl, "BERTH_TOKEN="}, "--auth", auth)
+		l.await("metadata PUT [" + labIPv6 + "] /latest/api/token")
+		l.await("control POST 127.0.0.1" + labControl + " /api/v2/workspaceagents/aws-instance-identity")
 	}
 }
 
