@@ -46,6 +46,7 @@ var mayImport = map[string][]string{
 	"control/coordinator": {},
 	"control/openapi":     {},
 	"internal/testnet":    {"identity/attest"},
+	"internal/netlab":     {},
 	"internal/berthd":     {"agent", "ptyhost", "identity", "client", "tailnet", "usage"},
 	"cmd/berthd":          {"internal/berthd"},
 	"cmd/berth":           {"client", "tailnet", "control", "speedtest", "identity/attest", "agent", "internal/berthd", "internal/testnet"},

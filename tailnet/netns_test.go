@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
-	"os/user"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +18,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/berthd/berth/internal/netlab"
 	"github.com/berthd/berth/tailnet/relay"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/tailnetpb"
@@ -207,92 +206,38 @@ func nodeCommand(n *Node, c net.Conn, to netip.Addr, cmd string) string {
 	return "unknown command"
 }
 
-// lab is the network of this test.
-type lab struct {
-	t    *testing.T
-	name string // prefix of all its namespaces and links
-	net  string // first two bytes of its addresses
-}
-
-func newLab(t *testing.T) *lab {
-	t.Helper()
-	if _, err := exec.LookPath("ip"); err != nil {
-		t.Fatal("this test needs the program ip: apt-get install iproute2")
-	}
-	if u, err := user.Current(); err != nil || u.Uid != "0" {
-		t.Fatal("this test makes network namespaces, which only root may: run it as root")
-	}
-	// Both are private to this process, should another run beside it.
-	l := &lab{t: t, name: fmt.Sprintf("bt%d", os.Getpid()), net: fmt.Sprintf("10.%d", 64+os.Getpid()%128)}
-	t.Cleanup(func() {
-		for _, ns := range []string{"r", "a", "b"} {
-			exec.Command("ip", "netns", "delete", l.name+ns).Run() // takes its links along
-		}
-	})
-	for _, ns := range []string{"r", "a", "b"} {
-		l.ip("netns", "add", l.name+ns)
-		l.in(ns, "ip", "link", "set", "lo", "up")
-	}
-	l.wire("r", "a", 1)
-	l.wire("r", "b", 2)
-	return l
-}
-
-func (l *lab) ip(args ...string) {
-	l.t.Helper()
-	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-		l.t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
-	}
-}
-
-func (l *lab) in(ns string, args ...string) {
-	l.t.Helper()
-	l.ip(append([]string{"netns", "exec", l.name + ns}, args...)...)
-}
-
-// wire joins two namespaces by a veth pair on subnet number.
-func (l *lab) wire(a, b string, number int) {
-	l.t.Helper()
-	ends := [2]string{fmt.Sprintf("%s%d", a, number), fmt.Sprintf("%s%d", b, number)}
-	l.ip("link", "add", ends[0], "netns", l.name+a, "type", "veth", "peer", "name", ends[1], "netns", l.name+b)
-	for i, ns := range []string{a, b} {
-		l.in(ns, "ip", "addr", "add", fmt.Sprintf("%s.%d.%d/24", l.net, number, i+1), "dev", ends[i])
-		l.in(ns, "ip", "link", "set", ends[i], "up")
-	}
-}
-
 // process is a child of the lab.
 type process struct {
 	t   *testing.T
 	out *lines
 }
 
-func (l *lab) start(ns string, env ...string) *process {
-	l.t.Helper()
+func start(t *testing.T, l *netlab.Lab, ns string, env ...string) *process {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
-	cmd := exec.Command("ip", "netns", "exec", l.name+ns, self)
+	cmd := l.Command(ns, self)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
-	l.t.Cleanup(func() {
+	t.Cleanup(func() {
 		stdin.Close()
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	return &process{t: l.t, out: newLines(stdout, stdin)}
+	return &process{t: t, out: newLines(stdout, stdin)}
 }
 
 // coordinate passes a child's messages to and from the hub, and returns what
@@ -359,30 +304,32 @@ func (p *process) awaitAnswer(said <-chan string, cmd, want string, limit time.D
 // other; given a direct path they move to it within 10 s; with the path cut they
 // return to the relay within 15 s. One TCP stream lives through all of it.
 func TestPathsInNamespaces(t *testing.T) {
-	l := newLab(t)
-	r := l.start("r", childVar+"=relay")
+	l := netlab.New(t, "bt", "r", "a", "b")
+	l.Wire("r", "a", 1)
+	l.Wire("r", "b", 2)
+	r := start(t, l, "r", childVar+"=relay")
 	if !r.out.in.Scan() || r.out.in.Text() != "ready" {
 		t.Fatal("the relay did not start")
 	}
 	h := newHub()
 	a, b := uuid.New(), uuid.New()
-	agent := l.start("a", childVar+"=node", "NODE_ID="+a.String(), "RELAY_IP="+l.net+".1.1")
+	agent := start(t, l, "a", childVar+"=node", "NODE_ID="+a.String(), "RELAY_IP="+l.Addr(1, 1))
 	agent.coordinate(h, a)
-	client := l.start("b", childVar+"=node", "NODE_ID="+b.String(), "PEER_ID="+a.String(), "RELAY_IP="+l.net+".2.1")
+	client := start(t, l, "b", childVar+"=node", "NODE_ID="+b.String(), "PEER_ID="+a.String(), "RELAY_IP="+l.Addr(2, 1))
 	said := client.coordinate(h, b)
 
 	client.awaitAnswer(said, "path", "relay", 10*time.Second)
 	client.awaitAnswer(said, "echo", "alive", time.Second)
 
-	l.wire("a", "b", 3)
-	took := client.awaitAnswer(said, "path", "direct "+l.net+".3.1", 10*time.Second)
+	l.Wire("a", "b", 3)
+	took := client.awaitAnswer(said, "path", "direct "+l.Addr(3, 1), 10*time.Second)
 	t.Logf("direct %v after the path was given", took)
 	client.awaitAnswer(said, "echo", "alive", time.Second)
 
 	// Both links stay up and packets vanish, as they do beyond the first hop.
 	start := time.Now()
 	for _, ns := range []string{"a", "b"} {
-		l.in(ns, "tc", "qdisc", "add", "dev", ns+"3", "root", "pfifo", "limit", "0")
+		l.In(ns, "tc", "qdisc", "add", "dev", ns+"3", "root", "pfifo", "limit", "0")
 	}
 	answer := client.ask(said, "echo")
 	if !strings.HasPrefix(answer, "alive") {

@@ -10,14 +10,13 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"os"
-	"os/exec"
-	"os/user"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/berthd/berth/internal/netlab"
 	"github.com/berthd/berth/internal/testnet"
 	"github.com/berthd/berth/wire"
 )
@@ -121,71 +120,32 @@ func trade(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// lab is the network of these tests. Its names and addresses are private to this process.
+// lab is the network of these tests.
 type lab struct {
-	t         *testing.T
-	name, net string
-	commands  io.Writer
-	said      chan string
+	*netlab.Lab
+	t        *testing.T
+	commands io.Writer
+	said     chan string
 }
 
 func newLab(t *testing.T, cloud string) *lab {
 	t.Helper()
-	if _, err := exec.LookPath("ip"); err != nil {
-		t.Fatal("this test needs the program ip: apt-get install iproute2")
-	}
-	if u, err := user.Current(); err != nil || u.Uid != "0" {
-		t.Fatal("this test makes network namespaces, which only root may: run it as root")
-	}
-	l := &lab{t: t, name: fmt.Sprintf("bi%d", os.Getpid()), net: fmt.Sprintf("10.%d", 64+os.Getpid()%128), said: make(chan string, 1000)}
-	remove := func() {
-		for _, ns := range []string{"a", "r", "m"} {
-			exec.Command("ip", "netns", "delete", l.name+ns).Run() // takes its links along
-		}
-	}
-	t.Cleanup(remove)
-	for _, ns := range []string{"a", "r", "m"} {
-		l.ip("netns", "add", l.name+ns)
-		l.in(ns, "ip", "link", "set", "lo", "up")
-	}
-	l.wire("a", "r", 1)
-	l.wire("m", "r", 2)
-	l.in("m", "ip", "addr", "add", labMetadata+"/32", "dev", "lo")
-	l.in("m", "ip", "addr", "add", labIPv6+"/128", "dev", "lo", "nodad")
-	l.in("r", "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
-	l.in("r", "ip", "route", "add", labMetadata, "via", l.net+".2.1")
-	l.in("a", "ip", "route", "add", "default", "via", l.net+".1.2")
-	l.in("m", "ip", "route", "add", "default", "via", l.net+".2.2")
+	l := &lab{Lab: netlab.New(t, "bi", "a", "r", "m"), t: t, said: make(chan string, 1000)}
+	l.Wire("a", "r", 1)
+	l.Wire("m", "r", 2)
+	l.In("m", "ip", "addr", "add", labMetadata+"/32", "dev", "lo")
+	l.In("m", "ip", "addr", "add", labIPv6+"/128", "dev", "lo", "nodad")
+	l.In("r", "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
+	l.In("r", "ip", "route", "add", labMetadata, "via", l.Addr(2, 1))
+	l.In("a", "ip", "route", "add", "default", "via", l.Addr(1, 2))
+	l.In("m", "ip", "route", "add", "default", "via", l.Addr(2, 2))
 	l.startCloud(cloud)
 	return l
 }
 
-func (l *lab) ip(args ...string) {
-	l.t.Helper()
-	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-		l.t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
-	}
-}
-
-func (l *lab) in(ns string, args ...string) {
-	l.t.Helper()
-	l.ip(append([]string{"netns", "exec", l.name + ns}, args...)...)
-}
-
-// wire joins two namespaces by a veth pair on subnet number.
-func (l *lab) wire(a, b string, number int) {
-	l.t.Helper()
-	ends := [2]string{fmt.Sprintf("%s%d", a, number), fmt.Sprintf("%s%d", b, number)}
-	l.ip("link", "add", ends[0], "netns", l.name+a, "type", "veth", "peer", "name", ends[1], "netns", l.name+b)
-	for i, ns := range []string{a, b} {
-		l.in(ns, "ip", "addr", "add", fmt.Sprintf("%s.%d.%d/24", l.net, number, i+1), "dev", ends[i])
-		l.in(ns, "ip", "link", "set", ends[i], "up")
-	}
-}
-
 func (l *lab) startCloud(cloud string) {
 	l.t.Helper()
-	cmd := exec.Command("ip", "netns", "exec", l.name+"m", os.Args[0])
+	cmd := l.Command("m", os.Args[0])
 	cmd.Env = append(os.Environ(), envFakeCloud+"="+cloud)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -244,7 +204,7 @@ func (l *lab) mode(mode string) {
 }
 
 // control is the control server's URL as the agent reaches it directly.
-func (l *lab) control() string { return "http://" + l.net + ".2.1" + labControl }
+func (l *lab) control() string { return "http://" + l.Addr(2, 1) + labControl }
 
 // berthd starts one in A.
 func (l *lab) berthd(env []string, args ...string) *daemon {
@@ -256,8 +216,7 @@ func (l *lab) berthd(env []string, args ...string) *daemon {
 func (l *lab) berthdIn(ns string, env []string, args ...string) *daemon {
 	l.t.Helper()
 	const hide = `mount -t tmpfs none /sys/class/dmi/id 2>/dev/null; exec "$@"`
-	argv := append([]string{"netns", "exec", l.name + ns, "sh", "-c", hide, "sh", os.Args[0]}, args...)
-	return launch(l.t, exec.Command("ip", argv...), env)
+	return launch(l.t, l.Command(ns, append([]string{"sh", "-c", hide, "sh", os.Args[0]}, args...)...), env)
 }
 
 // TestHopLimitOverRouter: a response for one hop ends at the router. The message names the cause and
@@ -269,7 +228,7 @@ func TestHopLimitOverRouter(t *testing.T) {
 	line := d.says("level=WARN", "hop limit of 1", "aws ec2 modify-instance-metadata-options --instance-id <id> --http-put-response-hop-limit 2")
 	t.Log(line)
 	l.mode("on")
-	l.await("control POST " + l.net + ".2.1" + labControl + " /api/v2/workspaceagents/aws-instance-identity")
+	l.await("control POST " + l.Addr(2, 1) + labControl + " /api/v2/workspaceagents/aws-instance-identity")
 }
 
 // TestAutoAtTheRealAddress: each cloud is found where it really is, in less than two seconds.
@@ -279,7 +238,7 @@ func TestAutoAtTheRealAddress(t *testing.T) {
 			l := newLab(t, cloud)
 			d := l.berthd([]string{"BERTH_URL=" + l.control(), "BERTH_TOKEN="}, "--auth", "auto")
 			d.says("cloud="+title, "because", "its metadata service answers at http://"+labMetadata)
-			l.await("control POST " + l.net + ".2.1" + labControl + " /api/v2/workspaceagents/" + cloud + "-instance-identity")
+			l.await("control POST " + l.Addr(2, 1) + labControl + " /api/v2/workspaceagents/" + cloud + "-instance-identity")
 		})
 	}
 }
@@ -307,15 +266,15 @@ func TestProxyVariables(t *testing.T) {
 				}
 				return env
 			}
-			dead := "http://" + l.net + ".2.1:9"
+			dead := "http://" + l.Addr(2, 1) + ":9"
 			d := l.berthd(append(proxies(dead), "BERTH_URL="+l.control()), "--auth", cloud+"-instance-identity")
-			d.says("level=WARN", "the proxy in front of the server is not reached", "nothing listens at "+l.net+".2.1:9")
+			d.says("level=WARN", "the proxy in front of the server is not reached", "nothing listens at "+l.Addr(2, 1)+":9")
 
 			// The server is exempt: with the dead proxy for everything else, the machine proves itself.
-			l.berthd(append(proxies(dead), "NO_PROXY="+l.net+".2.1", "BERTH_URL="+l.control()), "--auth", cloud+"-instance-identity")
-			l.await("control POST " + l.net + ".2.1" + labControl + " /api/v2/workspaceagents/" + cloud + "-instance-identity")
+			l.berthd(append(proxies(dead), "NO_PROXY="+l.Addr(2, 1), "BERTH_URL="+l.control()), "--auth", cloud+"-instance-identity")
+			l.await("control POST " + l.Addr(2, 1) + labControl + " /api/v2/workspaceagents/" + cloud + "-instance-identity")
 
-			l.berthd(append(proxies("http://"+l.net+".2.1"+labProxy), "BERTH_URL=http://"+labHost), "--auth", cloud+"-instance-identity")
+			l.berthd(append(proxies("http://"+l.Addr(2, 1)+labProxy), "BERTH_URL=http://"+labHost), "--auth", cloud+"-instance-identity")
 			asked := l.await("proxy POST " + labHost + " /api/v2/workspaceagents/" + cloud + "-instance-identity")
 			metadata := 0
 			for _, line := range asked {
