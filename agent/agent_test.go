@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -182,6 +183,7 @@ type runner struct {
 	stop   context.CancelCauseFunc
 	done   chan error
 	state  *State
+	log    *lockedBuffer
 }
 
 // run starts an agent with a terminal host in this process.
@@ -196,13 +198,14 @@ func run(t *testing.T, s *server, stateDir string) *runner {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancelCause(context.Background())
-	r := &runner{t: t, events: make(chan Event, 1000), stop: stop, done: make(chan error, 1), state: state}
+	r := &runner{t: t, events: make(chan Event, 1000), stop: stop, done: make(chan error, 1), state: state, log: &lockedBuffer{}}
 	var hosts sync.WaitGroup
 	go func() {
 		err := Run(ctx, Config{
 			Server:   Server{URL: s.url, HTTP: reach},
 			Identity: identity.Token("token"),
 			State:    state,
+			Log:      slog.New(slog.NewTextHandler(r.log, nil)),
 			Event:    func(e Event) { r.events <- e },
 			StartTerminals: func(socket string) error {
 				l, err := ptyhost.Listen(socket)

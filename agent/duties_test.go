@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -181,6 +182,8 @@ func TestServersOfEveryVersion(t *testing.T) {
 				return told && (minor < 4 || s.calls["PushResourcesMonitoringUsage"] > 0)
 			})
 			r.lost()
+			s.use(func() { s.drop() })
+			r.await(StepLinked)
 			r.end()
 			s.use(func() {
 				for method, from := range since {
@@ -195,7 +198,10 @@ func TestServersOfEveryVersion(t *testing.T) {
 				if diff := cmp.Diff(patched, s.patched); diff != "" {
 					t.Errorf("patched (-want +got):\n%s", diff)
 				}
-				if s.calls["version 2.10"] != 1 || s.calls[fmt.Sprintf("version 2.%d", minor)] != 1 {
+				if n, want := strings.Count(r.log.String(), "speaks an older version"), min(1, 10-minor); n != want {
+					t.Errorf("told %d times that the server is older, want %d", n, want)
+				}
+				if s.calls["version 2.10"] != 1+minor/10 || minor != 10 && s.calls[fmt.Sprintf("version 2.%d", minor)] != 2 {
 					t.Errorf("versions asked for: %v", s.calls)
 				}
 			})

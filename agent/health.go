@@ -42,6 +42,9 @@ type watchedApp struct {
 // run asks until ctx is done.
 func (h healthChecker) run(ctx context.Context) error {
 	watched := h.watched()
+	if len(watched) == 0 {
+		return ended(ctx)
+	}
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}
 	var asking sync.WaitGroup
 	defer asking.Wait()

@@ -31,6 +31,7 @@ func (a *agent) runWorkspace(ctx context.Context) error {
 		return nil
 	}
 	m := a.first.value
+	a.settleEditors(m)
 	open, cancel := a.whileOpen(ctx)
 	defer cancel()
 	state := a.startWorkspace(open, m)

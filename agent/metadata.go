@@ -63,6 +63,9 @@ func (m metadataCollector) run(ctx context.Context) error {
 		}
 		items = append(items, &metadataItem{WorkspaceAgentMetadata_Description: d, every: every})
 	}
+	if len(items) == 0 {
+		return ended(ctx)
+	}
 	var running sync.WaitGroup
 	defer running.Wait()
 	ticker := time.NewTicker(metadataTick)

@@ -10,8 +10,8 @@ import (
 )
 
 // maxFlows bounds the flows told apart between two calls of [Node.Stats];
-// further ones count in the totals only.
-const maxFlows = 4096
+// further ones count in the totals only. It is the protocol's figure.
+const maxFlows = 2048
 
 // meter counts the traffic inside the tunnel.
 type meter struct {
