@@ -282,7 +282,11 @@ func identityProblem(err error) error {
 	if !errors.As(err, &f) {
 		return err
 	}
-	return &client.Problem{Kind: client.KindMachine, Cause: f.Cause, Fix: f.Fix}
+	problem := &client.Problem{Kind: client.KindMachine, Cause: f.Cause, Fix: f.Fix}
+	if behind := f.Unwrap(); behind != nil {
+		return fmt.Errorf("%w: %v", problem, behind)
+	}
+	return problem
 }
 
 // token returns the session token in use, "" before there is one.

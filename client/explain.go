@@ -164,7 +164,7 @@ func explainUnexpected(e *wire.UnexpectedResponse) *Problem {
 			Cause: "something between here and the server strips the Upgrade header (status 426)",
 			Fix:   "let the proxy pass WebSockets"}
 	case e.StatusCode == http.StatusProxyAuthRequired:
-		return &Problem{Kind: KindRefused,
+		return &Problem{Kind: KindAddress,
 			Cause: "the proxy wants a login (status 407)",
 			Fix:   "put user and password into HTTPS_PROXY, or the server into NO_PROXY"}
 	case e.StatusCode == http.StatusBadGateway || e.StatusCode == http.StatusServiceUnavailable || e.StatusCode == http.StatusGatewayTimeout:

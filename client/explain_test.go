@@ -99,6 +99,7 @@ func TestExplain(t *testing.T) {
 		{"403", plain(answer(403, "application/json", `{"message":"Forbidden."}`)), KindRefused, []string{"Forbidden", "right to do this"}},
 		{"an older build", plain(answer(400, "application/json", `{"message":"Resource found for id \"i-1\", but isn't registered on the latest history."}`)), KindUnknown, []string{"i-1", "new build"}},
 		{"409 for another key", plain(answer(409, "application/json", `{"message":"Another key.","validations":[{"field":"proof_key","detail":"differs"}]}`)), KindAmbiguous, []string{"Another key", "forget its key"}},
+		{"407", plain(answer(407, "text/plain", "log in")), KindAddress, []string{"proxy wants a login", "NO_PROXY"}},
 		{"425", plain(answer(425, "application/json", `{"message":"The build still runs."}`)), KindEarly, []string{"still runs", "build is done"}},
 		{"429", plain(answer(429, "application/json", `{"message":"Slow down."}`)), KindOften, []string{"Slow down", "less often"}},
 		{"429 of a proxy", plain(answer(429, "text/html", "<html>slow down")), KindOften, []string{"proxy", "less often"}},

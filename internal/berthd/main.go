@@ -23,7 +23,7 @@ const (
 	ExitState    = 73 // the state directory cannot be made or written to
 	ExitRestart  = 75 // SIGHUP: start again; terminals live on
 	ExitBusy     = 76 // another berthd runs with this state directory
-	ExitRefused  = 77 // the server refused the token, and --exit-on-refused is set
+	ExitRefused  = 77 // the token is lost, or refused and --exit-on-refused is set; terminals live on
 	exitCodeHelp = `Exit codes:
   0   stopped as told
   1   failed
@@ -32,7 +32,8 @@ const (
   73  the state directory cannot be made or written to
   75  SIGHUP: to be started again; terminals live on
   76  another berthd runs with this state directory
-  77  the server refused the token, and --exit-on-refused is set
+  77  a token that was good is refused and cannot be had anew, or any is and
+      --exit-on-refused is set; terminals live on
 `
 )
 
