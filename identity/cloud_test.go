@@ -49,8 +49,9 @@ func (p posted) payload() string {
 // server is a control server's side of an exchange.
 type server struct {
 	*identity.Exchanger
-	// stock has it know no challenges, as other servers do.
-	stock bool
+	// stock has it know no challenges, as other servers do; noChallenge answers such a question.
+	stock       bool
+	noChallenge func(http.ResponseWriter)
 	// challenge, if set, is given instead of a good one.
 	challenge *wire.IdentityChallenge
 	// refuse, when set, answers every exchange.
@@ -84,6 +85,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Method != http.MethodPost:
 		answer(http.StatusMethodNotAllowed, wire.Error{Message: "Method not allowed."})
+	case path == wire.PathIdentityChallenge && s.noChallenge != nil:
+		s.noChallenge(w)
 	case path == wire.PathIdentityChallenge && s.stock:
 		answer(http.StatusNotFound, wire.Error{Message: "Route not found."})
 	case path == wire.PathIdentityChallenge:
@@ -501,6 +504,33 @@ func TestExchangeErrors(t *testing.T) {
 	}
 	if _, err := source.Token(t.Context()); err == nil || !strings.Contains(err.Error(), "it is empty") {
 		t.Errorf("empty token: %v", err)
+	}
+}
+
+// TestServersWithoutChallenges: whatever refuses the question does not keep a machine from proving
+// itself as it does to a stock server; what may pass is told as it is.
+func TestServersWithoutChallenges(t *testing.T) {
+	aws := serve(t, fakeAWS(t))
+	for _, test := range []struct {
+		status int
+		media  string
+		goesOn bool
+	}{
+		{404, "application/json", true}, {405, "application/json", true}, {401, "application/json", true},
+		{404, "text/html", true}, {403, "text/html", true}, {400, "text/plain", true},
+		{429, "application/json", false}, {503, "application/json", false}, {500, "application/json", false},
+		{407, "text/plain", false}, {429, "text/html", false}, {502, "text/html", false}, {200, "text/html", false},
+	} {
+		s := newServer(t)
+		s.noChallenge = func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", test.media)
+			w.WriteHeader(test.status)
+			w.Write([]byte(`{"message":"No."}`))
+		}
+		_, err := identity.AWS(identity.CloudConfig{Exchange: s.Exchanger, Endpoint: aws}).Token(t.Context())
+		if (err == nil) != test.goesOn || (len(s.asked) == 1) != test.goesOn {
+			t.Errorf("%d %s: %v after %d exchanges, want that it goes on: %v", test.status, test.media, err, len(s.asked), test.goesOn)
+		}
 	}
 }
 

@@ -57,15 +57,24 @@ func (e *Exchanger) challenge(ctx context.Context, provider string) (wire.Identi
 	return challenge, nil
 }
 
-// unknownRoute tells whether the server does not know what was asked.
+// unknownRoute tells whether the server does not know what was asked. Challenges need no token, so one
+// who wants one does not know them; and what stands before a server may refuse strange paths itself.
 func unknownRoute(err error) bool {
-	status := 0
 	if answer := new(wire.Error); errors.As(err, &answer) {
-		status = answer.StatusCode
-	} else if other := new(wire.UnexpectedResponse); errors.As(err, &other) {
-		status = other.StatusCode
+		switch answer.StatusCode {
+		case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnauthorized:
+			return true
+		}
+		return false
 	}
-	return status == http.StatusNotFound || status == http.StatusMethodNotAllowed
+	if other := new(wire.UnexpectedResponse); errors.As(err, &other) {
+		switch other.StatusCode {
+		case http.StatusProxyAuthRequired, http.StatusTooManyRequests, http.StatusUpgradeRequired:
+			return false
+		}
+		return other.StatusCode >= 400 && other.StatusCode < 500
+	}
+	return false
 }
 
 // checkChallenge keeps a server from having something signed that serves elsewhere: a nonce or an
