@@ -631,9 +631,7 @@ func TestAuto(t *testing.T) {
 				Found:       func(c, h string) { cloud, how = c, h },
 			})
 			// A machine that claims to be elsewhere than it is gets no token; it is found all the same.
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-			defer cancel()
-			token, err := source.Token(ctx)
+			token, err := source.Token(t.Context())
 			if cloud != test.cloud || !strings.Contains(how, test.how) {
 				t.Errorf("found %q, as %q; want %s, as %q: %v", cloud, how, test.cloud, test.how, err)
 			}
@@ -644,5 +642,24 @@ func TestAuto(t *testing.T) {
 				t.Errorf("called %q, want %q", source, want)
 			}
 		})
+	}
+}
+
+// TestAutoGivesUpInTime: where connections are taken and nothing is said, no cloud is found, within the
+// two seconds that it may take and what a busy machine adds.
+func TestAutoGivesUpInTime(t *testing.T) {
+	silent := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", silent)
+	t.Setenv("BERTH_AZURE_METADATA_ENDPOINT", silent)
+	t.Setenv("GCE_METADATA_HOST", strings.TrimPrefix(silent, "http://"))
+	s := newServer(t)
+	start := time.Now()
+	source := identity.Auto(identity.AutoConfig{CloudConfig: identity.CloudConfig{Exchange: s.Exchanger}, Firmware: t.TempDir()})
+	_, err := source.Token(t.Context())
+	wantFailure(t, err, "in no cloud that is known", "--auth token")
+	took := time.Since(start)
+	t.Logf("gave up after %v", took.Round(time.Millisecond))
+	if took > 5*time.Second {
+		t.Errorf("took %v", took)
 	}
 }
