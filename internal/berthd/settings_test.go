@@ -86,6 +86,54 @@ func TestEveryVariableIsRead(t *testing.T) {
 	}
 }
 
+// TestSettingsPage: docs/settings.md shows every setting as it is in the code, and no other.
+func TestSettingsPage(t *testing.T) {
+	page := readFile(t, "../../docs/settings.md")
+	cells := func(line string) []string {
+		var cells []string
+		for cell := range strings.SplitSeq(strings.Trim(line, "|"), "|") {
+			cells = append(cells, strings.TrimSpace(cell))
+		}
+		return cells
+	}
+	var settings, without []string
+	for line := range strings.Lines(page) {
+		switch c := cells(strings.TrimSpace(line)); {
+		case strings.HasPrefix(line, "| `--") && len(c) == 5:
+			settings = append(settings, strings.Join(c[:4], " "))
+		case strings.HasPrefix(line, "| `--") && len(c) == 3:
+			without = append(without, c[0])
+		case strings.HasPrefix(line, "| `--"):
+			t.Errorf("a row of %d cells: %s", len(c), line)
+		}
+	}
+	show := func(prefix, name string) string {
+		if name == "" {
+			return "-"
+		}
+		return "`" + prefix + name + "`"
+	}
+	var want []string
+	for _, o := range options {
+		want = append(want, strings.Join([]string{show("--", o.name), show("", o.env), show("--", o.stock), show("", o.fallback)}, " "))
+	}
+	if diff := cmp.Diff(want, settings); diff != "" {
+		t.Errorf("settings (-code +page):\n%s", diff)
+	}
+	want = nil
+	for _, name := range leftOut {
+		want = append(want, show("--", name))
+	}
+	if diff := cmp.Diff(want, without); diff != "" {
+		t.Errorf("left out (-code +page):\n%s", diff)
+	}
+	for _, name := range []string{envToken, envTokenFallback} {
+		if !strings.Contains(page, "`"+name+"`") {
+			t.Errorf("the page does not name %s", name)
+		}
+	}
+}
+
 // TestStockFlags: the verb agent takes the stock agent's flags, and run does not.
 func TestStockFlags(t *testing.T) {
 	args := []string{
