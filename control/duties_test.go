@@ -343,7 +343,7 @@ func FuzzAgentCalls(f *testing.F) {
 			if _, err := displayAppsOf(req); err != nil {
 				return err
 			}
-			apps, failed := subAgentApps(store.Agent{}, req)
+			apps, failed := subAgentApps(req)
 			if len(apps)+len(failed) != len(req.GetApps()) {
 				panic("an app got lost")
 			}

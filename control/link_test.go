@@ -147,6 +147,15 @@ func TestTransports(t *testing.T) {
 		"cookie of 2025": func() *agentLink {
 			return x.link("/api/v2/workspaceagents/me/rpc?version=2.6", http.Header{"Cookie": {"coder_session_token=" + token.Reveal()}})
 		},
+		"cookie and another header": func() *agentLink {
+			return x.link("/api/v2/workspaceagents/me/rpc?version=2.6", http.Header{"Cookie": {"a=b; coder_session_token=" + token.Reveal()}, wire.HeaderSessionToken: {"nonsense"}})
+		},
+		"query": func() *agentLink {
+			return x.link("/api/v2/workspaceagents/me/rpc?version=2.9&coder_session_token="+token.Reveal(), nil)
+		},
+		"old query": func() *agentLink {
+			return x.link("/api/v2/workspaceagents/me/rpc?version=2.1&access_token="+token.Reveal(), nil)
+		},
 		"header of 2026": func() *agentLink { return x.connect(token) },
 		"oldest, no version": func() *agentLink {
 			return x.link("/api/v2/workspaceagents/me/rpc", http.Header{"Authorization": {"Bearer " + strings.ToUpper(token.Reveal())}})

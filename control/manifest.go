@@ -1,7 +1,6 @@
 package control
 
 import (
-	"cmp"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -16,7 +15,7 @@ const owner = "admin"
 // manifest is what an agent is told to do. Stock agents crash on a missing health check or relay
 // parameter and on enum values of 0, so every field that they read is there.
 //
-// workspace is the agent that the workspace is named after: a itself, or its parent.
+// workspace is what [Server.workspaceOf] says.
 func (s *Server) manifest(a, workspace store.Agent, st store.State) *agentpb.Manifest {
 	m := &agentpb.Manifest{
 		AgentId: a.ID[:], AgentName: a.Name, OwnerUsername: owner,
@@ -32,7 +31,7 @@ func (s *Server) manifest(a, workspace store.Agent, st store.State) *agentpb.Man
 	for _, app := range a.Apps {
 		m.Apps = append(m.Apps, &agentpb.WorkspaceApp{
 			Id: app.ID[:], Url: app.URL, External: app.External, Slug: app.Slug, DisplayName: app.DisplayName,
-			Command: app.Command, Icon: app.Icon, Hidden: app.Hidden, SharingLevel: shareProto[cmp.Or(app.Share, store.ShareOwner)],
+			Command: app.Command, Icon: app.Icon, Hidden: app.Hidden, Subdomain: app.Subdomain, SharingLevel: shareProto[sharedWith(app, workspace)],
 			Healthcheck: &agentpb.WorkspaceApp_Healthcheck{
 				Url: app.HealthURL, Interval: durationpb.New(app.HealthInterval), Threshold: app.HealthThreshold,
 			},

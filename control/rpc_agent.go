@@ -44,11 +44,9 @@ func (a *agentService) GetManifest(ctx context.Context, _ *agentpb.GetManifestRe
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the agent: %w", err)
 	}
-	workspace := agent
-	if agent.IsSubAgent() {
-		if workspace, err = a.store.Agent(ctx, agent.ParentID); err != nil {
-			return nil, fmt.Errorf("cannot read the agent's parent: %w", err)
-		}
+	workspace, err := a.workspaceOf(ctx, agent)
+	if err != nil {
+		return nil, err
 	}
 	st, err := a.store.State(ctx, a.id)
 	if err != nil {

@@ -73,7 +73,7 @@ func (a *agentService) CreateSubAgent(ctx context.Context, req *agentpb.CreateSu
 		},
 	}
 	resp := &agentpb.CreateSubAgentResponse{}
-	child.Apps, resp.AppCreationErrors = subAgentApps(parent, req)
+	child.Apps, resp.AppCreationErrors = subAgentApps(req)
 	switch err := a.store.CreateSubAgent(ctx, child); {
 	case errors.Is(err, store.ErrExists):
 		return nil, nameTaken(req.GetName())
@@ -210,12 +210,12 @@ func displayAppsOf(req *agentpb.CreateSubAgentRequest) ([]string, error) {
 }
 
 // subAgentApps makes the apps of a request. One that cannot be is reported and left out.
-func subAgentApps(parent store.Agent, req *agentpb.CreateSubAgentRequest) ([]store.App, []*agentpb.CreateSubAgentResponse_AppCreationError) {
+func subAgentApps(req *agentpb.CreateSubAgentRequest) ([]store.App, []*agentpb.CreateSubAgentResponse_AppCreationError) {
 	var apps []store.App
 	var failed []*agentpb.CreateSubAgentResponse_AppCreationError
 	taken := make(map[string]bool)
 	for i, in := range req.GetApps() {
-		app, field, err := subAgentApp(parent, in)
+		app, field, err := subAgentApp(in)
 		if err == nil && taken[in.GetSlug()] {
 			field, err = "slug", fmt.Errorf("app slug %q is already in use", short(in.GetSlug()))
 		}
@@ -249,7 +249,7 @@ var shareLevels = map[agentpb.CreateSubAgentRequest_App_SharingLevel]store.Share
 }
 
 // subAgentApp checks one app. The error is about the field.
-func subAgentApp(parent store.Agent, in *agentpb.CreateSubAgentRequest_App) (app store.App, field string, err error) {
+func subAgentApp(in *agentpb.CreateSubAgentRequest_App) (app store.App, field string, err error) {
 	share, knownShare := shareLevels[in.GetShare()]
 	openIn, knownOpenIn := openIns[in.GetOpenIn()]
 	check := in.GetHealthcheck()
@@ -278,7 +278,7 @@ func subAgentApp(parent store.Agent, in *agentpb.CreateSubAgentRequest_App) (app
 	return store.App{
 		ID: uuid.New(), DisplayName: in.GetDisplayName(), URL: in.GetUrl(), Command: in.GetCommand(), Icon: in.GetIcon(),
 		External: in.GetExternal(), Hidden: in.GetHidden(), Group: in.GetGroup(), Order: in.GetOrder(),
-		Share: share.Within(parent.MaxShare), OpenIn: openIn,
+		Subdomain: in.GetSubdomain(), Share: share, OpenIn: openIn,
 		HealthURL: check.GetUrl(), HealthInterval: time.Duration(check.GetInterval()) * time.Second, HealthThreshold: check.GetThreshold(),
 	}, "", nil
 }

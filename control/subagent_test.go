@@ -52,7 +52,7 @@ func TestSubAgents(t *testing.T) {
 		Name: "dev", Directory: "/workspaces/dev", Architecture: "arm64", OperatingSystem: "linux",
 		DisplayApps: []agentpb.CreateSubAgentRequest_DisplayApp{agentpb.CreateSubAgentRequest_VSCODE, agentpb.CreateSubAgentRequest_WEB_TERMINAL},
 		Apps: []*subApp{
-			{Slug: "web", Url: proto.String("http://localhost:3000"), DisplayName: proto.String("Web"), Group: proto.String("g"), Share: &share, OpenIn: &tab,
+			{Slug: "web", Url: proto.String("http://localhost:3000"), DisplayName: proto.String("Web"), Group: proto.String("g"), Share: &share, OpenIn: &tab, Subdomain: proto.Bool(true),
 				Healthcheck: &subAppCheck{Url: "http://localhost:3000/ok", Interval: 7, Threshold: 2}},
 			{Slug: ""},
 			{Slug: "Web"},
@@ -122,10 +122,10 @@ func TestSubAgents(t *testing.T) {
 	}
 	var apps []string
 	for _, app := range view.Apps {
-		apps = append(apps, fmt.Sprint(app.Slug, " ", app.Health, " ", app.SharingLevel, " ", app.OpenIn, " ", app.Group, " ", app.Healthcheck.Interval))
+		apps = append(apps, fmt.Sprint(app.Slug, " ", app.Health, " ", app.SharingLevel, " ", app.OpenIn, " ", app.Group, " ", app.Healthcheck.Interval, " ", app.Subdomain))
 	}
 	// The slugs are from sha256("dev/web") and sha256("dev/plain"), worked out by other means.
-	wantApps := []string{slugOfWeb + "-web initializing public tab g 7", slugOfPlain + "-plain disabled owner slim-window  0"}
+	wantApps := []string{slugOfWeb + "-web initializing public tab g 7 true", slugOfPlain + "-plain disabled owner slim-window  0 false"}
 	if diff := cmp.Diff(wantApps, apps); diff != "" {
 		t.Errorf("apps (-want +got):\n%s", diff)
 	}
@@ -272,6 +272,26 @@ func TestParentBindsSubAgents(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[string]string{"owner": "owner", "organization": "organization", "authenticated": "organization", "public": "organization"}, got); diff != "" {
 		t.Error(diff)
+	}
+	m, err := x.connect(token).agent.GetManifest(t.Context(), &agentpb.GetManifestRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, app := range m.GetApps() {
+		if level := app.GetSharingLevel(); level != agentpb.WorkspaceApp_OWNER && level != agentpb.WorkspaceApp_ORGANIZATION {
+			t.Errorf("manifest: app %s is for %v", app.GetSlug(), level)
+		}
+	}
+	// Also what was allowed when they were made.
+	writeConfig(t, x.config.ConfigFile, "agents:\n  - {name: bound, max_share: owner}\n")
+	if err := x.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	x.get("/api/v2/workspaceagents/"+id.String(), &view)
+	for _, app := range view.Apps {
+		if app.SharingLevel != "owner" {
+			t.Errorf("app %s is for %s", app.Slug, app.SharingLevel)
+		}
 	}
 	refused := func(when string) {
 		t.Helper()

@@ -82,6 +82,10 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 		return wire.Agent{}, err
 	}
 	st = s.links.seen(a.ID, st)
+	workspace, err := s.workspaceOf(ctx, a)
+	if err != nil {
+		return wire.Agent{}, err
+	}
 	sources, err := s.logSources(ctx, a)
 	if err != nil {
 		return wire.Agent{}, err
@@ -124,7 +128,7 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 		}
 		view.Apps = append(view.Apps, wire.App{
 			ID: app.ID, URL: app.URL, External: app.External, Slug: app.Slug, DisplayName: app.DisplayName,
-			Command: app.Command, Icon: app.Icon, SharingLevel: string(cmp.Or(app.Share, store.ShareOwner)), Group: app.Group,
+			Command: app.Command, Icon: app.Icon, Subdomain: app.Subdomain, SharingLevel: string(sharedWith(app, workspace)), Group: app.Group,
 			Healthcheck: wire.Healthcheck{URL: app.HealthURL, Interval: int32(app.HealthInterval / time.Second), Threshold: app.HealthThreshold},
 			Health:      appHealth(app, st), Hidden: app.Hidden, OpenIn: cmp.Or(app.OpenIn, openInSlimWindow), Statuses: statuses,
 		})
@@ -144,6 +148,24 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 		view.Scripts = append(view.Scripts, v)
 	}
 	return view, nil
+}
+
+// workspaceOf is the agent that the workspace of another is named after, and whose limits hold in it: the
+// agent itself, or the parent of a sub-agent.
+func (s *Server) workspaceOf(ctx context.Context, a store.Agent) (store.Agent, error) {
+	if !a.IsSubAgent() {
+		return a, nil
+	}
+	parent, err := s.store.Agent(ctx, a.ParentID)
+	if err != nil {
+		return store.Agent{}, fmt.Errorf("cannot read the parent of a sub-agent: %w", err)
+	}
+	return parent, nil
+}
+
+// sharedWith says who may open an app. What is allowed now counts, not what was when the app was made.
+func sharedWith(app store.App, workspace store.Agent) store.Share {
+	return cmp.Or(app.Share, store.ShareOwner).Within(workspace.MaxShare)
 }
 
 // Where apps open, by the names that clients know.

@@ -138,6 +138,7 @@ type App struct {
 	Icon        string    `json:"icon,omitempty"`
 	External    bool      `json:"external,omitempty"`
 	Hidden      bool      `json:"hidden,omitempty"`
+	Subdomain   bool      `json:"subdomain,omitempty"`
 	// Share, OpenIn (a tab or, when empty, a slim window), Group and Order are for pages that show apps.
 	Share  Share  `json:"share,omitempty"`
 	OpenIn string `json:"open_in,omitempty"`
