@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -660,4 +661,157 @@ func BenchmarkAppendLogs(b *testing.B) {
 		batch.First += uint64(len(batch.Lines))
 	}
 	b.ReportMetric(float64(b.N*len(batch.Lines))/b.Elapsed().Seconds(), "lines/s")
+}
+
+// TestSubAgents keeps sub-agents with their parent: by name, by token, and in the end.
+func TestSubAgents(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	parent, other := testAgent("parent"), testAgent("other")
+	for _, a := range []Agent{parent, other} {
+		if err := s.CreateAgent(ctx, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sub := func(name string, of Agent) Agent { return Agent{ID: uuid.New(), Name: name, ParentID: of.ID} }
+	one, two := sub("one", parent), sub("other", parent) // an agent elsewhere is called so, too
+	for _, a := range []Agent{one, two, sub("One", other)} {
+		if err := s.CreateSubAgent(ctx, a); err != nil {
+			t.Fatalf("%s: %v", a.Name, err)
+		}
+	}
+	if err := s.CreateSubAgent(ctx, sub("ONE", parent)); !errors.Is(err, ErrExists) {
+		t.Errorf("a name that is taken: %v", err)
+	}
+	if err := s.CreateSubAgent(ctx, sub("orphan", Agent{ID: uuid.New()})); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a parent that is gone: %v", err)
+	}
+	names := func(of Agent) (names []string) {
+		t.Helper()
+		found, err := s.SubAgents(ctx, of.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range found {
+			names = append(names, a.Name)
+		}
+		return names
+	}
+	if diff := cmp.Diff([]string{"one", "other"}, names(parent)); diff != "" {
+		t.Error(diff)
+	}
+	if a, err := s.AgentByName(ctx, "one"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("found by its name alone: %v, %v", a, err)
+	}
+
+	held, err := s.HeldToken(ctx, one.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := s.HeldToken(ctx, one.ID); err != nil || again != held {
+		t.Errorf("held another token, %v", err)
+	}
+	if got, err := s.Token(ctx, held); err != nil || got.AgentID != one.ID {
+		t.Errorf("token of %v, %v", got.AgentID, err)
+	}
+	if err := s.RevokeTokens(ctx, parent.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Token(ctx, held); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a token outlived those of the parent: %v", err)
+	}
+	fresh, err := s.HeldToken(ctx, one.ID)
+	if err != nil || fresh == held {
+		t.Errorf("the token that ended is held, %v", err)
+	}
+
+	if err := s.DeleteAgent(ctx, two.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CreateSubAgent(ctx, sub("Other", parent)); err != nil {
+		t.Errorf("a name that is free again: %v", err)
+	}
+	if err := s.DeleteAgent(ctx, parent.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Token(ctx, fresh); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a token outlived the parent: %v", err)
+	}
+	left, err := s.Agents(ctx)
+	if err != nil || len(left) != 2 || len(names(parent)) != 0 || len(names(other)) != 1 {
+		t.Errorf("left %v, %v", left, err)
+	}
+	held1, err := keys(ctx, s, s.tokens, ">")
+	if err != nil || len(held1) != 0 {
+		t.Errorf("tokens left behind: %v, %v", held1, err)
+	}
+}
+
+// A machine that takes the place of another has nothing of what that one was given for its sub-agents.
+func TestSubAgentsOfAnotherMachine(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	parent := testAgent("parent")
+	parent.Instance = &Instance{Provider: "aws", ID: "i-1"}
+	if err := s.CreateAgent(ctx, parent); err != nil {
+		t.Fatal(err)
+	}
+	child := Agent{ID: uuid.New(), Name: "sub", ParentID: parent.ID}
+	if err := s.CreateSubAgent(ctx, child); err != nil {
+		t.Fatal(err)
+	}
+	held, err := s.HeldToken(ctx, child.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent.Instance = &Instance{Provider: "aws", ID: "i-2"}
+	if err := s.PutAgent(ctx, parent); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Token(ctx, held); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the other machine's token is good: %v", err)
+	}
+}
+
+func TestWatchAgents(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	if err := s.CreateAgent(ctx, testAgent("first")); err != nil {
+		t.Fatal(err)
+	}
+	watching, stop := context.WithCancel(ctx)
+	seen := make(chan []string)
+	done := make(chan error, 1)
+	go func() {
+		done <- s.WatchAgents(watching, func(agents map[uuid.UUID]Agent) {
+			names := []string{}
+			for _, a := range agents {
+				names = append(names, a.Name)
+			}
+			slices.Sort(names)
+			seen <- names
+		})
+	}()
+	expect := func(want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, <-seen); diff != "" {
+			t.Error(diff)
+		}
+	}
+	expect("first")
+	second := testAgent("second")
+	if err := s.CreateAgent(ctx, second); err != nil {
+		t.Fatal(err)
+	}
+	expect("first", "second")
+	second.Name = "renamed"
+	if err := s.PutAgent(ctx, second); err != nil {
+		t.Fatal(err)
+	}
+	expect("first", "renamed")
+	if err := s.DeleteAgent(ctx, second.ID); err != nil {
+		t.Fatal(err)
+	}
+	expect("first")
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
