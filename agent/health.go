@@ -16,6 +16,8 @@ import (
 const (
 	// healthTick is how often changes are told. No app is asked more often either.
 	healthTick = time.Second
+	// maxHealthHeader bounds what an app may say to the question; its body is not read.
+	maxHealthHeader = 64 << 10
 	// unhealthyStatus is the lowest by which a web server says that something is wrong with itself.
 	unhealthyStatus = http.StatusInternalServerError
 )
@@ -45,7 +47,7 @@ func (h healthChecker) run(ctx context.Context) error {
 	if len(watched) == 0 {
 		return ended(ctx)
 	}
-	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true, MaxResponseHeaderBytes: maxHealthHeader}
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	for _, app := range watched {

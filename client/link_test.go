@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
-	"net/url"
 	"strings"
 	"testing"
 
@@ -37,7 +35,7 @@ func TestConnectAgentStepsDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	var asked []string
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	c := against(t, func(w http.ResponseWriter, r *http.Request) {
 		version := r.URL.Query().Get("version")
 		asked = append(asked, version)
 		if r.Header.Get(wire.HeaderSessionToken) != "token" || r.URL.Query().Get("role") != "agent" {
@@ -57,21 +55,7 @@ func TestConnectAgentStepsDown(t *testing.T) {
 		if err := rpc.Serve(r.Context(), websocket.NetConn(r.Context(), conn, websocket.MessageBinary), mux, rpc.ServeOptions{}); err != nil {
 			t.Error(err)
 		}
-	}))
-	defer s.Close()
-	u, err := url.Parse(s.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h, err := NewHTTP(HTTPConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.CloseIdleConnections()
-	c, err := New(Config{URL: u, HTTP: h, Token: func() wire.Secret { return "token" }})
-	if err != nil {
-		t.Fatal(err)
-	}
+	})
 	for range 2 {
 		link, err := c.ConnectAgent(t.Context())
 		if err != nil {
@@ -93,17 +77,8 @@ func TestConnectAgentStepsDown(t *testing.T) {
 
 // A resume token travels in the URL; an error about that URL does not show it.
 func TestErrorsHideTheResumeToken(t *testing.T) {
-	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
-	defer s.Close()
-	u, err := url.Parse(s.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := New(Config{URL: u})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = c.Coordinate(t.Context(), uuid.New(), "planted")
+	c := against(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	_, err := c.Coordinate(t.Context(), uuid.New(), "planted")
 	if err == nil || !errors.Is(err, io.EOF) || strings.Contains(err.Error(), "planted") {
 		t.Errorf("the error is %v", err)
 	}
@@ -122,21 +97,38 @@ func TestLongList(t *testing.T) {
 	if len(body) <= wire.MaxJSONBody {
 		t.Fatalf("a list of %d bytes proves nothing", len(body))
 	}
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	c := against(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json; charset=utf-8")
 		w.Write(body)
-	}))
-	defer s.Close()
-	u, err := url.Parse(s.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := New(Config{URL: u})
-	if err != nil {
-		t.Fatal(err)
-	}
+	})
 	got, err := c.Agents(t.Context())
 	if diff := cmp.Diff(many, got); err != nil || diff != "" {
 		t.Errorf("%v (-want +got)\n%s", err, diff)
+	}
+}
+
+// TestConnectAgentGivesUpOnVersions: a server that only ever names others is asked no version twice, and
+// after the failed dial it is asked for the newest again.
+func TestConnectAgentGivesUpOnVersions(t *testing.T) {
+	answers := map[string]string{
+		"2.10": "server is at version 2.6, behind requested minor version 2.10",
+		"2.6":  "server is at version 2.3, behind requested minor version 2.6",
+		"2.3":  "server is at version 2.6, behind requested minor version 2.3",
+	}
+	var asked []string
+	c := against(t, func(w http.ResponseWriter, r *http.Request) {
+		version := r.URL.Query().Get("version")
+		asked = append(asked, version)
+		w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		w.WriteHeader(http.StatusBadRequest)
+		fmt.Fprintf(w, `{"message":"Unknown or unsupported API version","validations":[{"field":"version","detail":%q}]}`, answers[version])
+	})
+	for range 2 {
+		if _, err := c.ConnectAgent(t.Context()); Explain(err).Kind != KindVersion {
+			t.Errorf("got %v", err)
+		}
+	}
+	if diff := cmp.Diff([]string{"2.10", "2.6", "2.3", "2.10", "2.6", "2.3"}, asked); diff != "" {
+		t.Errorf("versions asked for (-want +got):\n%s", diff)
 	}
 }

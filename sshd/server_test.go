@@ -329,6 +329,70 @@ func TestCounts(t *testing.T) {
 	}
 }
 
+// A connection to a JetBrains program of this machine counts and is reported for as long as it lasts.
+func TestJetBrainsConnections(t *testing.T) {
+	ide, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ide.Close()
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	type end struct {
+		Type   SessionType
+		Exit   int
+		Reason string
+	}
+	begun, ends := make(chan SessionType, 10), make(chan end, 10)
+	f := serve(t, func(c *Config) {
+		c.JetBrains = func(port uint16) bool { return int(port) == ide.Addr().(*net.TCPAddr).Port }
+		c.Report = func(c Connection) func(int, string) {
+			begun <- c.Type
+			return func(exit int, reason string) { ends <- end{c.Type, exit, reason} }
+		}
+	})
+	c := f.dial(t)
+	forward := func(l net.Listener) (near, far net.Conn) {
+		t.Helper()
+		near, err := c.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if far, err = l.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		return near, far
+	}
+	plain, plainFar := forward(other)
+	first, firstFar := forward(ide)
+	second, secondFar := forward(ide)
+	defer plainFar.Close()
+	defer firstFar.Close()
+	defer secondFar.Close()
+	if diff := cmp.Diff(Counts{JetBrains: 2, Connections: 1}, f.Counts()); diff != "" {
+		t.Error(diff)
+	}
+	for _, conn := range []net.Conn{plain, first, second} {
+		conn.Close()
+	}
+	firstFar.Close()
+	secondFar.Close()
+	for range 2 {
+		if kind := <-begun; kind != SessionJetBrains {
+			t.Errorf("began as %s", kind)
+		}
+		if diff := cmp.Diff(end{SessionJetBrains, 0, "normal close"}, <-ends); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if diff := cmp.Diff(Counts{Connections: 1}, f.Counts()); diff != "" || len(begun) != 0 {
+		t.Errorf("%d other reports; counts:\n%s", len(begun), diff)
+	}
+}
+
 // Channels in excess are refused, and those there are go on.
 func TestChannelFlood(t *testing.T) {
 	f := serve(t, nil)
