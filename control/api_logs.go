@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -148,32 +149,50 @@ func (s *Server) addLogs(ctx context.Context, agent uuid.UUID, b store.LogBatch)
 	}))
 }
 
-func (s *Server) getLogs(w http.ResponseWriter, r *http.Request, a store.Agent) {
-	query := r.URL.Query()
-	after := int64(0)
+// logQuery is which lines of a log are asked for, and how they are to come.
+type logQuery struct {
+	after        int64
+	follow, text bool
+}
+
+// parseLogQuery reads a query of the log. What it says of before and no_compression changes nothing, as
+// on stock servers.
+func parseLogQuery(query url.Values) (logQuery, *wire.Error) {
+	wanted := logQuery{follow: query.Has("follow")}
 	if text := query.Get("after"); text != "" {
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || n < 0 {
-			writeError(w, &wire.Error{StatusCode: http.StatusBadRequest,
+			return logQuery{}, &wire.Error{StatusCode: http.StatusBadRequest,
 				Message:     `Query param "after" must be an integer greater than or equal to zero.`,
-				Validations: []wire.Validation{{Field: "after", Detail: "Must be an integer greater than or equal to zero"}}})
-			return
+				Validations: []wire.Validation{{Field: "after", Detail: "Must be an integer greater than or equal to zero"}}}
 		}
-		after = n
+		wanted.after = n
 	}
-	format, follow := query.Get("format"), query.Has("follow")
-	switch {
-	case format != "" && format != "json" && format != "text":
-		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Invalid format parameter.",
-			Detail: fmt.Sprintf("Must be json or text, not %q", short(format))})
-	case format == "text" && follow:
-		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Text format is not supported with follow mode."})
-	case follow:
-		s.followLogs(w, r, a, after)
-	case format == "text":
-		s.textLogs(w, r, a, after)
+	switch format := query.Get("format"); format {
+	case "", "json":
+	case "text":
+		wanted.text = true
 	default:
-		s.jsonLogs(w, r, a, after)
+		return logQuery{}, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Invalid format parameter.",
+			Detail: fmt.Sprintf("Must be json or text, not %q", short(format))}
+	}
+	if wanted.text && wanted.follow {
+		return logQuery{}, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Text format is not supported with follow mode."}
+	}
+	return wanted, nil
+}
+
+func (s *Server) getLogs(w http.ResponseWriter, r *http.Request, a store.Agent) {
+	wanted, e := parseLogQuery(r.URL.Query())
+	switch {
+	case e != nil:
+		writeError(w, e)
+	case wanted.follow:
+		s.followLogs(w, r, a, wanted.after)
+	case wanted.text:
+		s.textLogs(w, r, a, wanted.after)
+	default:
+		s.jsonLogs(w, r, a, wanted.after)
 	}
 }
 

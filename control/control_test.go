@@ -164,6 +164,12 @@ func TestPlaces(t *testing.T) {
 	x := serve(t, Config{})
 	id, token := x.create("demo")
 	unknown := uuid.NewString()
+	task := "/api/v2/workspaceagents/me/tasks/" + unknown + "/log-snapshot"
+	// upgrade asks for a WebSocket, with one header changed.
+	upgrade := func(name, value string) []string {
+		return append(x.asUser(), "Connection", "keep-alive, Upgrade", "Upgrade", "websocket", "Sec-WebSocket-Version", "13",
+			"Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA==", name, value)
+	}
 	agentPath := "/api/v2/workspaceagents/" + id.String()
 	const signedOut = `{"message":"You are signed out or your session has expired. Please sign in again to continue.","detail":`
 	tests := []struct {
@@ -226,6 +232,20 @@ func TestPlaces(t *testing.T) {
 		{"ports of an absent agent", "GET", agentPath + "/listening-ports", "", x.asUser(), 400, `{"message":"Agent state is \"connecting\", it must be in the \"connected\" state."}` + "\n"},
 		{"containers: label", "GET", agentPath + "/containers?label=a", "", x.asUser(), 400, `{"message":"Invalid label format","detail":"Labels must be in the format key=value"}` + "\n"},
 		{"pty: parameters", "GET", agentPath + "/pty?reconnect=x&height=-1&backend_type=tmux", "", x.asUser(), 400, `{"message":"Invalid query parameters.","validations":[{"field":"height",…`},
+
+		{"follow: no key of a WebSocket", "GET", agentPath + "/logs?follow", "", upgrade("Sec-WebSocket-Key", "x"), 400, `{"message":"Failed to accept websocket.","detail":"its Sec-WebSocket-Key header is not 16 bytes in base64"}` + "\n"},
+		{"follow: old WebSocket", "GET", agentPath + "/logs?follow", "", upgrade("Sec-WebSocket-Version", "8"), 400, `{"message":"Failed to accept websocket.","detail":"WebSocket version \"8\" is not supported, only 13"}` + "\n"},
+		{"follow: page of another origin", "GET", agentPath + "/logs?follow", "", upgrade("Origin", "https://evil.example"), 403, `{"message":"Forbidden.","detail":"WebSockets are not for pages of other origins."}` + "\n"},
+
+		{"task: id", "POST", "/api/v2/workspaceagents/me/tasks/x/log-snapshot?format=agentapi", `{"messages":[]}`, as(token), 400, `{"message":"Invalid task ID format.","detail":"invalid UUID length: 1"}` + "\n"},
+		{"task: no format", "POST", task, `{"messages":[]}`, as(token), 400, `{"message":"Invalid query parameters.","validations":[{"field":"format",…`},
+		{"task: other format", "POST", task + "?format=xml", `{"messages":[]}`, as(token), 400, `{"message":"Invalid format parameter.",…`},
+		{"task: no JSON", "POST", task + "?format=agentapi", `{`, as(token), 400, `{"message":"Failed to decode request payload.","detail":"unexpected EOF"}` + "\n"},
+		{"task: too long", "POST", task + "?format=agentapi", `{"messages":["` + strings.Repeat("x", 65<<10) + `"]}`, as(token), 400, `{"message":"Failed to decode request payload.","detail":"http: request body too large"}` + "\n"},
+		{"task: no messages", "POST", task + "?format=agentapi", `{}`, as(token), 400, `{"message":"Invalid agentapi payload structure.",…`},
+		{"task: null messages", "POST", task + "?format=agentapi", `{"messages":null}`, as(token), 400, `{"message":"Invalid agentapi payload structure.",…`},
+		{"task: of nobody", "POST", task + "?format=agentapi", `{"messages":[]}`, as(token), 404, `{"message":"Resource not found or you do not have access to this resource"}` + "\n"},
+		{"chats", "POST", "/api/v2/workspaceagents/me/experimental/chat-context/refresh", "", as(token), 200, `{"refreshed":0}` + "\n"},
 
 		{"create: taken", "POST", "/api/v2/berth/agents", `{"name":"Demo"}`, x.asUser(), 409, `{"message":"An agent named \"Demo\" already exists."}` + "\n"},
 		{"create: no name", "POST", "/api/v2/berth/agents", `{}`, x.asUser(), 400, `{"message":"Validation failed.","validations":[{"field":"name","detail":"Validation failed for tag \"required\" with value: \"\""}]}` + "\n"},

@@ -29,9 +29,14 @@ func sendEvents(w http.ResponseWriter) *events {
 	}
 	w.WriteHeader(http.StatusOK)
 	e := &events{w: w, control: http.NewResponseController(w), pinged: time.Now()}
+	e.bound()
 	_ = e.control.Flush()
 	return e
 }
+
+// bound keeps a peer that does not read from holding what is written next. Deadlines exist on
+// net/http's own writer only.
+func (e *events) bound() { _ = e.control.SetWriteDeadline(time.Now().Add(pingWait)) }
 
 // send sends one event. Its data is one line: JSON has no others.
 func (e *events) send(kind string, data any) error {
@@ -57,8 +62,7 @@ func (e *events) ping() error {
 }
 
 func (e *events) write(event []byte) error {
-	// Not to be held by a peer that does not read; deadlines exist on net/http's own writer only.
-	_ = e.control.SetWriteDeadline(time.Now().Add(pingWait))
+	e.bound()
 	if _, err := e.w.Write(event); err != nil {
 		return err
 	}

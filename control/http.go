@@ -2,12 +2,14 @@ package control
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -180,13 +182,7 @@ func boundBody(w http.ResponseWriter, r *http.Request) {
 
 // readJSON decodes a body of at most limit bytes into v, or answers the request and returns false.
 func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) bool {
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
-	err := dec.Decode(v)
-	if err == nil {
-		if _, trailing := dec.Token(); trailing != io.EOF {
-			err = errors.New("unexpected data after the JSON value")
-		}
-	}
+	err := decodeJSON(w, r, limit, v)
 	if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
 		writeError(w, &wire.Error{StatusCode: http.StatusRequestEntityTooLarge, Message: "Request body is too large.",
 			Detail: fmt.Sprintf("At most %d bytes are read.", limit)})
@@ -196,9 +192,24 @@ func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) bool {
 		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Request body must be valid JSON.", Detail: err.Error()})
 		return false
 	}
+	return true
+}
+
+// decodeJSON decodes a body of at most limit bytes into v.
+func decodeJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
+	if err := dec.Decode(v); err != nil {
+		return err
+	}
+	switch _, err := dec.Token(); {
+	case err == nil:
+		return errors.New("unexpected data after the JSON value")
+	case err != io.EOF:
+		return err
+	}
 	// The body is all here (see boundBody): what is waited for now is not the caller.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
-	return true
+	return nil
 }
 
 // required returns what is wrong with fields that must not be empty; pairs are name, value.
@@ -220,6 +231,10 @@ func required(pairs ...string) *wire.Error {
 func (s *Server) accept(w http.ResponseWriter, r *http.Request) *websocket.Conn {
 	if err := upgradable(r); err != nil {
 		writeError(w, &wire.Error{StatusCode: http.StatusBadRequest, Message: "Failed to accept websocket.", Detail: err.Error()})
+		return nil
+	}
+	if !sameOrigin(r) {
+		writeError(w, &wire.Error{StatusCode: http.StatusForbidden, Message: "Forbidden.", Detail: "WebSockets are not for pages of other origins."})
 		return nil
 	}
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionDisabled})
@@ -244,9 +259,22 @@ func upgradable(r *http.Request) error {
 		}
 	}
 	if v := r.Header.Get("Sec-WebSocket-Version"); v != "13" {
-		return fmt.Errorf("WebSocket version %q is not supported, only 13", v)
+		return fmt.Errorf("WebSocket version %q is not supported, only 13", short(v))
+	}
+	if key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(r.Header.Get("Sec-WebSocket-Key"))); err != nil || len(key) != 16 {
+		return errors.New("its Sec-WebSocket-Key header is not 16 bytes in base64")
 	}
 	return nil
+}
+
+// sameOrigin tells whether a request comes from a page of this server, or from no page at all.
+func sameOrigin(r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return true
+	}
+	u, err := url.Parse(origin)
+	return err == nil && strings.EqualFold(u.Host, r.Host)
 }
 
 // Liveness of WebSockets that carry no pings of their own.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -232,6 +233,19 @@ func FuzzText(f *testing.F) {
 		status := statusText(s)
 		if strings.ContainsAny(status, "\x1b\x00\n\r\t") || tag.MatchString(status) {
 			t.Errorf("%q became the status %q", s, status)
+		}
+	})
+}
+
+func FuzzLogQuery(f *testing.F) {
+	f.Add("after=5&follow&format=json&no_compression&before=x")
+	f.Add("after=-1&format=text")
+	f.Add("after=9223372036854775808&format=xml")
+	f.Fuzz(func(t *testing.T, text string) {
+		query, _ := url.ParseQuery(text)
+		wanted, e := parseLogQuery(query)
+		if wanted.after < 0 || wanted.text && wanted.follow || e != nil && (e.StatusCode != 400 || wanted != logQuery{}) {
+			t.Errorf("%q: %+v, %+v", text, wanted, e)
 		}
 	})
 }

@@ -101,6 +101,13 @@ func (s *Server) endpoints() []endpoint {
 	on("PATCH", agents+"me/logs", s.forAgent(s.patchLogs), openapi.Operation{
 		Summary: "Add lines to the log", Body: wire.PatchLogs{}, Errors: []int{400, 413, 500}})
 
+	on("POST", agents+"me/tasks/{task}/log-snapshot", s.forAgent(s.postTaskLogSnapshot), openapi.Operation{
+		Summary: "What was said in a task; there are no tasks here",
+		Query:   []openapi.Param{{Name: "format", Type: "string", Doc: snapshotFormat, Required: true}},
+		Body:    map[string]any{}, Status: 204, Errors: []int{400, 404}})
+	on("POST", agents+"me/experimental/chat-context/refresh", s.forAgent(postChatContextRefresh), openapi.Operation{
+		Summary: "Look at the context of chats again; there are none here", Answer: wire.Refreshed{}})
+
 	on("GET", agents+"connection", s.forUser(s.getConnection), openapi.Operation{
 		Summary: "What a client needs to join the mesh", Answer: wire.ConnectionInfo{}})
 	on("GET", agents+"{id}", s.onAgent(s.getAgent), openapi.Operation{

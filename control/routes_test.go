@@ -103,6 +103,8 @@ var stockRoutes = []string{
 	"GET /api/v2/workspaceagents/me/external-auth",
 	"GET /api/v2/workspaceagents/me/gitauth",
 	"GET /api/v2/workspaceagents/me/gitsshkey",
+	"POST /api/v2/workspaceagents/me/tasks/{task}/log-snapshot",
+	"POST /api/v2/workspaceagents/me/experimental/chat-context/refresh",
 	"GET /api/v2/workspaceagents/{id}",
 	"GET /api/v2/workspaceagents/{id}/connection",
 	"GET /api/v2/workspaceagents/{id}/coordinate",

@@ -318,3 +318,8 @@ type ServerEvent struct {
 	Type string `json:"type"`
 	Data any    `json:"data"`
 }
+
+// Refreshed answers POST workspaceagents/me/experimental/chat-context/refresh: how many chats were.
+type Refreshed struct {
+	Refreshed int `json:"refreshed"`
+}
