@@ -140,6 +140,9 @@ func (a *api) listeningPorts(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusInternalServerError, "Could not scan for listening ports.", err)
 		return
 	}
+	if r.URL.Query().Get(wire.QueryNetwork) != wire.NetworkAll { // stock servers know TCP alone
+		ports = slices.DeleteFunc(ports, func(p wire.ListeningPort) bool { return p.Network != "tcp" })
+	}
 	writeJSON(w, http.StatusOK, wire.ListeningPorts{Ports: ports})
 }
 

@@ -47,7 +47,7 @@ func testManifest() *agentpb.Manifest {
 func testAPI() *api {
 	return &api{
 		ports: func(context.Context) ([]wire.ListeningPort, error) {
-			return []wire.ListeningPort{{ProcessName: "web", Network: "tcp", Port: 8080}}, nil
+			return []wire.ListeningPort{{ProcessName: "web", Network: "tcp", Port: 8080}, {ProcessName: "dns", Network: "udp", Port: 5353}}, nil
 		},
 		containers: &containerView{list: func(context.Context) (wire.Containers, error) {
 			return wire.Containers{}, errors.New("no engine")
