@@ -73,7 +73,7 @@ func (s *Server) getRPC(w http.ResponseWriter, r *http.Request, agent caller) {
 	log.Info("agent connected", "version", version)
 
 	handler, err := services(log, version,
-		&agentService{Server: s, id: agent.ID, version: version},
+		&agentService{Server: s, id: agent.ID, workspace: agent.WorkspaceID(), version: version},
 		&tailnetService{Server: s, peer: coordinator.Peer{ID: agent.ID, Auth: coordinator.AgentAuth(agent.ID)}})
 	if err != nil {
 		s.failSocket(conn, err.Error())

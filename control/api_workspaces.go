@@ -272,16 +272,20 @@ func (s *Server) postWorkspaceUsage(w http.ResponseWriter, r *http.Request, a st
 			return
 		}
 	}
-	now := time.Now().UTC()
-	err := s.store.UpdateState(r.Context(), a.ID, func(st *store.State) error {
-		st.LastUsedAt = &now
-		return nil
-	})
-	if err != nil {
+	if err := s.noteUse(r.Context(), a.ID); err != nil {
 		writeError(w, internalError(err))
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// noteUse notes that a workspace is used now.
+func (s *Server) noteUse(ctx context.Context, workspace uuid.UUID) error {
+	now := time.Now().UTC()
+	return s.store.UpdateState(ctx, workspace, func(st *store.State) error {
+		st.LastUsedAt = &now
+		return nil
+	})
 }
 
 func (s *Server) checkUsage(ctx context.Context, a store.Agent, req wire.WorkspaceUsage) *wire.Error {

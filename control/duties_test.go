@@ -325,6 +325,21 @@ func TestBoundaryLogs(t *testing.T) {
 	}
 }
 
+// However much is reported, only so much is written.
+func TestBoundaryLogsAreBounded(t *testing.T) {
+	var b boundary
+	now := time.Now()
+	for i, tt := range []struct {
+		after   time.Duration
+		n, want int
+	}{{0, 600, 600}, {0, 600, 400}, {time.Second, 5, 0}, {boundaryPause, 5, 5}} {
+		now = now.Add(tt.after)
+		if got := b.take(tt.n, now); got != tt.want {
+			t.Errorf("take %d: %d, want %d", i, got, tt.want)
+		}
+	}
+}
+
 // FuzzAgentCalls sends what an agent might send, as bytes, to each of the calls that take something. None
 // may panic; what is refused is refused by an error.
 func FuzzAgentCalls(f *testing.F) {

@@ -229,8 +229,11 @@ func TestReports(t *testing.T) {
 	ok("ready", err)
 	stats, err := l.agent.UpdateStats(ctx, &agentpb.UpdateStatsRequest{Stats: &agentpb.Stats{ConnectionCount: 1}})
 	ok("stats", err)
-	if stats.GetReportInterval().AsDuration() <= 0 {
-		t.Error("no report interval")
+	if got := stats.GetReportInterval().AsDuration(); got != wire.StatsInterval {
+		t.Errorf("report interval %v", got)
+	}
+	if st, err := x.store.State(ctx, id); err != nil || st.LastUsedAt == nil {
+		t.Errorf("traffic is no use: %v, %v", st.LastUsedAt, err)
 	}
 	_, err = l.agent.BatchUpdateAppHealths(ctx, &agentpb.BatchUpdateAppHealthRequest{Updates: []*agentpb.BatchUpdateAppHealthRequest_HealthUpdate{
 		{Id: m.GetApps()[0].GetId(), Health: agentpb.AppHealth_HEALTHY}}})

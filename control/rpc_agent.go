@@ -29,8 +29,10 @@ import (
 // metadata, usage) is let go, with a word in the log, when it cannot be stored.
 type agentService struct {
 	*Server
-	id      uuid.UUID
-	version wire.Version
+	id        uuid.UUID
+	workspace uuid.UUID
+	version   wire.Version
+	boundary  boundary
 }
 
 // Limits on what one agent may report in one call. They are far above what any agent does.
@@ -171,6 +173,9 @@ func (a *agentService) UpdateStats(ctx context.Context, req *agentpb.UpdateStats
 		return resp, nil
 	}
 	a.lenient("stats", a.store.PutStats(ctx, a.id, stats))
+	if stats.GetConnectionCount() > 0 {
+		a.lenient("use", a.noteUse(ctx, a.workspace))
+	}
 	return resp, nil
 }
 

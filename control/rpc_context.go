@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
@@ -93,6 +95,29 @@ func contextBody(r *agentpb.ContextResource) (size int, ok bool) {
 	return 0, false
 }
 
+// boundary bounds what one agent may have written to the server's log: [wire.MaxBoundaryLogs] lines each
+// boundaryPause. Its zero value is ready for use.
+type boundary struct {
+	mu    sync.Mutex
+	begun time.Time
+	lines int
+}
+
+// boundaryPause lets a confined program that is busy be seen, and none fill the disk.
+const boundaryPause = 10 * time.Second
+
+// take returns how many of n lines may be written now.
+func (b *boundary) take(n int, now time.Time) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if now.Sub(b.begun) >= boundaryPause {
+		b.begun, b.lines = now, 0
+	}
+	n = min(n, wire.MaxBoundaryLogs-b.lines)
+	b.lines += n
+	return n
+}
+
 // ReportBoundaryLogs writes to the server's log what confined programs asked for. A URL is written
 // without what may be a credential: its user, query and fragment.
 func (a *agentService) ReportBoundaryLogs(_ context.Context, req *agentpb.ReportBoundaryLogsRequest) (*agentpb.ReportBoundaryLogsResponse, error) {
@@ -106,7 +131,12 @@ func (a *agentService) ReportBoundaryLogs(_ context.Context, req *agentpb.Report
 	if name := req.GetConfinedProcessName(); name != "" {
 		log = log.With("process", logText(short(name)))
 	}
-	for _, entry := range req.GetLogs() {
+	entries := req.GetLogs()
+	if n := a.boundary.take(len(entries), time.Now()); n < len(entries) {
+		log.Warn("left out requests of confined programs: there are too many", "requests", len(entries)-n)
+		entries = entries[:n]
+	}
+	for _, entry := range entries {
 		request := entry.GetHttpRequest()
 		if request == nil {
 			continue // of a kind that is not known here

@@ -43,7 +43,7 @@ func told(u *tailnetpb.WorkspaceUpdate) []string {
 func TestWorkspaceUpdates(t *testing.T) {
 	x := configured(t, Config{})
 	l := x.user("/api/v2/tailnet?version=2.3")
-	owner := uuid.New()
+	owner := x.ownerID()
 	stream, err := l.tailnet.WorkspaceUpdates(t.Context(), &tailnetpb.WorkspaceUpdatesRequest{WorkspaceOwnerId: owner[:]})
 	if err != nil {
 		t.Fatal(err)
@@ -121,16 +121,21 @@ func TestWorkspaceUpdates(t *testing.T) {
 	}
 }
 
-// The first message is the whole state, also when there is nothing.
+// The first message is the whole state, also when there is nothing, or nothing of the user.
 func TestWorkspaceUpdatesOfNothing(t *testing.T) {
-	x := serve(t, Config{})
-	id := uuid.New()
-	stream, err := x.user("/api/v2/tailnet?version=2.10").tailnet.WorkspaceUpdates(t.Context(), &tailnetpb.WorkspaceUpdatesRequest{WorkspaceOwnerId: id[:]})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if u, err := stream.Recv(); err != nil || len(told(u)) != 0 {
-		t.Errorf("%v, %v", u, err)
+	empty, full := serve(t, Config{}), configured(t, Config{})
+	owner, stranger := empty.ownerID(), uuid.New()
+	for _, tt := range []struct {
+		*site
+		owner []byte
+	}{{empty, owner[:]}, {full, stranger[:]}} {
+		stream, err := tt.user("/api/v2/tailnet?version=2.10").tailnet.WorkspaceUpdates(t.Context(), &tailnetpb.WorkspaceUpdatesRequest{WorkspaceOwnerId: tt.owner})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u, err := stream.Recv(); err != nil || len(told(u)) != 0 {
+			t.Errorf("%v, %v", u, err)
+		}
 	}
 }
 

@@ -89,19 +89,23 @@ func (s *Server) reachable(agent uuid.UUID) bool {
 	return err == nil
 }
 
-// WorkspaceUpdates sends all workspaces and agents, then what becomes of them. All belong to the one
-// owner that there is, whatever he is called by.
+// WorkspaceUpdates sends all workspaces of a user and their agents, then what becomes of them. All belong
+// to the one owner that there is; to another, none ever will.
 func (t *tailnetService) WorkspaceUpdates(req *tailnetpb.WorkspaceUpdatesRequest, stream tailnetpb.DRPCTailnet_WorkspaceUpdatesStream) error {
 	if !t.client {
 		return t.DRPCTailnetUnimplementedServer.WorkspaceUpdates(req, stream)
 	}
-	if _, err := uuid.FromBytes(req.GetWorkspaceOwnerId()); err != nil {
+	user, err := uuid.FromBytes(req.GetWorkspaceOwnerId())
+	if err != nil {
 		return fmt.Errorf("cannot read workspace owner id: %w", err)
 	}
 	var told map[uuid.UUID]member
 	for {
 		agents, changed := t.workspaces.now()
 		if agents != nil {
+			if user != t.ownerID() {
+				agents = map[uuid.UUID]member{}
+			}
 			for _, update := range workspaceUpdates(told, agents) {
 				if err := stream.Send(update); err != nil {
 					return err
