@@ -27,6 +27,7 @@ import (
 //
 //	Berth-Bytes   bytes of output in this and all earlier messages of the agent
 //	Berth-Last    sequence of its last line within (spool, source)
+//	Berth-Open    set when its last line goes on in the next message
 //
 // The last message of an agent thus knows the length of its log, and the last one of a subject which
 // lines of a spool are stored; both survive whatever happens to the server. A message is published
@@ -36,6 +37,7 @@ const (
 	logSubjects = "berth.log.>"
 	headerBytes = "Berth-Bytes"
 	headerLast  = "Berth-Last"
+	headerOpen  = "Berth-Open"
 
 	// stockSpool stands for agents that do not number their lines; nothing is dropped for them.
 	stockSpool = "stock"
@@ -133,6 +135,9 @@ func (s *Store) appendLogs(ctx context.Context, agent uuid.UUID, subject string,
 		if b.Spool != uuid.Nil {
 			msg.Header.Set(headerLast, strconv.FormatUint(next-1, 10))
 		}
+		if chunk.open {
+			msg.Header.Set(headerOpen, "1")
+		}
 		ack, err := s.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequenceForSubject(tail.seq, logSubject(agent)+".>"))
 		if err != nil {
 			if conflict(err) {
@@ -153,11 +158,13 @@ func (s *Store) appendLogs(ctx context.Context, agent uuid.UUID, subject string,
 // logChunk is what one message carries.
 type logChunk struct {
 	logs []*agentpb.Log
-	// whole is how many lines end in it.
+	// whole is how many lines end in it; open says that its last one does not.
 	whole int
+	open  bool
 }
 
-// chunks cuts lines into messages. A line longer than a message becomes several entries.
+// chunks cuts lines into messages. A line longer than a message is cut into several, each of which ends
+// with its part of the line.
 func chunks(lines []LogLine) iter.Seq[logChunk] {
 	return func(yield func(logChunk) bool) {
 		var c logChunk
@@ -181,6 +188,10 @@ func chunks(lines []LogLine) iter.Seq[logChunk] {
 				size += len(piece)
 				if rest == "" {
 					break
+				}
+				c.open = true
+				if !flush() {
+					return
 				}
 			}
 			c.whole++
@@ -284,8 +295,8 @@ func (s *Store) LogsLength(ctx context.Context, agent uuid.UUID) (int64, error) 
 	return tail.bytes, err
 }
 
-// Logs yields an agent's lines with ids above after, up to the end as it is now, a stored message at
-// a time.
+// Logs yields an agent's lines with ids above after, up to the end as it is now, about a stored message
+// at a time. A line that was cut into several messages comes whole, under the id of its last part.
 func (s *Store) Logs(ctx context.Context, agent uuid.UUID, after int64) iter.Seq2[[]wire.LogEntry, error] {
 	return func(yield func([]wire.LogEntry, error) bool) {
 		tail, err := s.logTail(ctx, logSubject(agent)+".>")
@@ -293,31 +304,54 @@ func (s *Store) Logs(ctx context.Context, agent uuid.UUID, after int64) iter.Seq
 			yield(nil, err)
 			return
 		}
+		var begun []wire.LogEntry // the beginning of a line, if there is one
 		for after < endOf(tail.seq) {
-			entries, seq, err := s.nextLogs(ctx, agent, after)
-			if errors.Is(err, ErrNotFound) || err == nil && seq > tail.seq {
-				return
+			part, err := s.nextLogs(ctx, agent, after)
+			if errors.Is(err, ErrNotFound) || err == nil && part.seq > tail.seq {
+				break
 			}
 			if err != nil {
 				yield(nil, err)
 				return
 			}
+			entries := join(begun, part.entries)
+			begun = nil
+			if part.open && len(entries) > 0 {
+				last := len(entries) - 1
+				entries, begun = entries[:last], entries[last:]
+			}
 			if len(entries) > 0 && !yield(entries, nil) {
 				return
 			}
-			if seq == tail.seq {
-				return
+			if part.seq == tail.seq {
+				break
 			}
-			after = endOf(seq)
+			after = endOf(part.seq)
+		}
+		if len(begun) > 0 {
+			yield(begun, nil)
 		}
 	}
+}
+
+// join puts the beginning of a line before what goes on with it.
+func join(begun, entries []wire.LogEntry) []wire.LogEntry {
+	switch {
+	case len(begun) == 0:
+		return entries
+	case len(entries) == 0 || entries[0].SourceID != begun[0].SourceID: // it never went on
+		return append(begun, entries...)
+	}
+	entries[0].Output = begun[0].Output + entries[0].Output
+	return entries
 }
 
 // recheck is how often a follower looks for lines that nobody announced.
 const recheck = time.Minute
 
 // FollowLogs yields an agent's lines with ids above after and goes on with new ones until ctx is
-// done. It yields an empty slice first when there are none yet.
+// done. It yields an empty slice first when there are none yet. Unlike with [Store.Logs], the parts of a
+// long line come one by one, as they are stored.
 func (s *Store) FollowLogs(ctx context.Context, agent uuid.UUID, after int64) iter.Seq2[[]wire.LogEntry, error] {
 	return func(yield func([]wire.LogEntry, error) bool) {
 		// A full channel loses announcements, which is why the last one counts and not each.
@@ -331,16 +365,16 @@ func (s *Store) FollowLogs(ctx context.Context, agent uuid.UUID, after int64) it
 		started := false
 		var announced uint64
 		for {
-			entries, seq, err := s.nextLogs(ctx, agent, after)
+			part, err := s.nextLogs(ctx, agent, after)
 			switch {
 			case err == nil:
-				if len(entries) > 0 {
+				if len(part.entries) > 0 {
 					started = true
-					if !yield(entries, nil) {
+					if !yield(part.entries, nil) {
 						return
 					}
 				}
-				after = endOf(seq)
+				after = endOf(part.seq)
 				continue
 			case ctx.Err() != nil:
 				return
@@ -380,23 +414,30 @@ func (s *Store) FollowLogs(ctx context.Context, agent uuid.UUID, after int64) it
 // endOf is the highest id that a message's lines can have.
 func endOf(seq uint64) int64 { return int64(seq<<lineBits | (maxChunkLines - 1)) }
 
-// nextLogs reads the next message with lines above after, and its sequence.
-func (s *Store) nextLogs(ctx context.Context, agent uuid.UUID, after int64) ([]wire.LogEntry, uint64, error) {
+// logPart is what a stored message holds. open says that its last line goes on in the next one.
+type logPart struct {
+	entries []wire.LogEntry
+	seq     uint64
+	open    bool
+}
+
+// nextLogs reads the next message with lines above after.
+func (s *Store) nextLogs(ctx context.Context, agent uuid.UUID, after int64) (logPart, error) {
 	from := uint64(after) >> lineBits
 	if uint64(after)&(maxChunkLines-1) == maxChunkLines-1 {
 		from++
 	}
 	msg, err := s.logs.GetMsg(ctx, max(from, 1), jetstream.WithGetMsgSubject(logSubject(agent)+".>"))
 	if err != nil {
-		return nil, 0, s.explain("read logs", err)
+		return logPart{}, s.explain("read logs", err)
 	}
 	var batch agentpb.BatchCreateLogsRequest
 	if err := proto.Unmarshal(msg.Data, &batch); err != nil {
-		return nil, 0, fmt.Errorf("cannot decode log message %d: %w", msg.Sequence, err)
+		return logPart{}, fmt.Errorf("cannot decode log message %d: %w", msg.Sequence, err)
 	}
 	source, err := uuid.FromBytes(batch.GetLogSourceId())
 	if err != nil {
-		return nil, 0, fmt.Errorf("cannot decode log message %d: %w", msg.Sequence, err)
+		return logPart{}, fmt.Errorf("cannot decode log message %d: %w", msg.Sequence, err)
 	}
 	entries := make([]wire.LogEntry, 0, len(batch.GetLogs()))
 	for i, l := range batch.GetLogs() {
@@ -407,7 +448,7 @@ func (s *Store) nextLogs(ctx context.Context, agent uuid.UUID, after int64) ([]w
 			})
 		}
 	}
-	return entries, msg.Sequence, nil
+	return logPart{entries, msg.Sequence, msg.Header.Get(headerOpen) != ""}, nil
 }
 
 func levelName(l agentpb.Log_Level) string {

@@ -472,14 +472,34 @@ func TestLongLine(t *testing.T) {
 	if err := s.AppendLogs(ctx, agent, LogBatch{Spool: uuid.New(), First: 1, Lines: lines("a", long, "b")}); err != nil {
 		t.Fatal(err)
 	}
-	got, _ := logged(t, s, agent, 0)
-	if strings.Join(got, "") != "a"+long+"b" {
-		t.Error("a long line is not what it was")
+	got, last := logged(t, s, agent, 0)
+	if diff := cmp.Diff([]string{"a", long, "b"}, got); diff != "" {
+		t.Errorf("a long line is not what it was: %.300s", diff)
 	}
-	for _, piece := range got {
-		if !utf8.ValidString(piece) {
-			t.Error("a line was cut within a character")
+	// Who read up to it reads on after it.
+	long2 := strings.Repeat("x", 300<<10)
+	if err := s.AppendLogs(ctx, agent, LogBatch{Lines: lines(long2)}); err != nil {
+		t.Fatal(err)
+	}
+	rest, last := logged(t, s, agent, last)
+	if len(rest) != 1 || rest[0] != long2 {
+		t.Errorf("then come %d lines", len(rest))
+	}
+	if more, _ := logged(t, s, agent, last); len(more) != 0 {
+		t.Errorf("after the last line come %d", len(more))
+	}
+	// As it is stored, it is cut, but not within a character.
+	pieces := 0
+	for part := range chunks(lines(long, long)) {
+		for _, l := range part.logs {
+			pieces++
+			if !utf8.ValidString(l.GetOutput()) || len(l.GetOutput()) > maxChunkBytes {
+				t.Error("a line was cut within a character, or not short enough")
+			}
 		}
+	}
+	if pieces < 4 {
+		t.Errorf("%d pieces", pieces)
 	}
 }
 
