@@ -45,7 +45,6 @@ var mayImport = map[string][]string{
 	"control/store":       {},
 	"control/coordinator": {},
 	"control/openapi":     {},
-	"internal/golden":     {},
 	"internal/testnet":    {"identity/attest"},
 	"internal/netlab":     {},
 	"internal/berthd":     {"agent", "ptyhost", "identity", "client", "tailnet", "usage"},
@@ -80,7 +79,10 @@ var owners = map[string][]string{
 var separate = []string{"internal/protogen", "internal/tools"}
 
 // programs never imports these: tests that drive built binaries from outside.
-var outside = []string{"e2e", "bench"}
+var outside = []string{"e2e", "bench", "conformance"}
+
+// blackBoxes know berth by what it says on the wire only: they import nothing of it, not even in tests.
+var blackBoxes = []string{"e2e", "conformance"}
 
 type source struct {
 	dir, file string
@@ -154,6 +156,19 @@ func TestImports(t *testing.T) {
 				if within(p, dep) && !slices.Contains(who, s.dir) {
 					t.Errorf("%s imports %s, which belongs to %v", s.file, p, who)
 				}
+			}
+		}
+	}
+}
+
+func TestBlackBoxes(t *testing.T) {
+	for _, s := range sources(t) {
+		if !slices.ContainsFunc(blackBoxes, func(top string) bool { return within(s.dir, top) }) {
+			continue
+		}
+		for _, spec := range s.ast.Imports {
+			if p, err := strconv.Unquote(spec.Path.Value); err != nil || within(p, module) {
+				t.Errorf("%s imports %s (%v): it has to be independent of it", s.file, p, err)
 			}
 		}
 	}
