@@ -9,12 +9,13 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-default_groups=(lint unit fuzz e2e up)
+default_groups=(lint unit conformance fuzz e2e up)
 
 list() {
 	cat <<'EOF'
 lint   formatting, vet, staticcheck, known vulnerabilities, generated code, dependency list
 unit   every package's own tests, with the race detector
+conformance  the built binaries against the protocol, by peers of their own; prints a row an endpoint and method
 e2e    the built binaries driven as a person would
 up     berth up --check from source, as the README says
 fuzz   each fuzz target for FUZZTIME, beyond the seeds that unit runs
@@ -100,7 +101,13 @@ dependencies-update() { berthd_modules >cmd/berthd/dependencies.txt; }
 unit() {
 	tools
 	# Some packages load both cores with real programs; two at a time keep their deadlines honest.
-	go test -race -p 2 -timeout 10m $(go list ./... | grep -v '/e2e$\|/bench/')
+	go test -race -p 2 -timeout 10m $(go list ./... | grep -v '/e2e$\|/conformance$\|/bench/')
+}
+
+conformance() {
+	tools
+	# The table of endpoints and methods is at the end of what it prints.
+	go test -count=1 -timeout 15m -v ./conformance | grep -v '^ *=== \|^ *--- PASS'
 }
 
 e2e() {
@@ -135,7 +142,7 @@ fuzz() {
 # fuzz_one DIR PACKAGE TARGET runs one target. An input that fails is kept in the package's testdata/fuzz.
 fuzz_one() {
 	local log=$1/$2/$3.log
-	if (cd "$2" && "$1/$2/fuzz" -test.run '^$' -test.fuzz "^$3\$" -test.fuzztime "${FUZZTIME:-20s}" -test.parallel 1 -test.fuzzminimizetime 100x \
+	if (cd "$2" && "$1/$2/fuzz" -test.run '^$' -test.fuzz "^$3\$" -test.fuzztime "${FUZZTIME:-20s}" -test.parallel 1 \
 		-test.fuzzcachedir "$FUZZ_CACHE/$2") >"$log" 2>&1; then
 		echo "fuzz $2 $3: $(grep '^fuzz: elapsed' "$log" | grep -v '(0/sec)' | tail -1 | sed 's/.*execs/execs/')"
 	else

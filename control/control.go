@@ -81,7 +81,6 @@ type Server struct {
 	relay       *relay.Server
 	relayMap    *wire.DERPMap
 	links       links
-	gate        *gate // of links that begin
 	peers       *peers
 	workspaces  *workspaces
 	file        *configFile
@@ -113,7 +112,7 @@ func New(ctx context.Context, config Config) (_ *Server, err error) {
 			return nil, err
 		}
 	}
-	s := &Server{gate: newGate(), config: config, log: config.Log}
+	s := &Server{config: config, log: config.Log}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
