@@ -144,9 +144,17 @@ type ServeOptions struct {
 	WriteTimeout time.Duration
 }
 
-// maxCalls is how many calls of one session are served at a time; more wait. Each may hold a request
-// of [wire.MaxMessage] in memory. Stock agents have about 15, clients fewer.
-const maxCalls = 64
+// What one session may hold in memory, so that no caller can use up a server.
+const (
+	// maxCalls is how many calls of one session are served at a time; more wait. Stock agents have about
+	// 15, clients fewer.
+	maxCalls = 64
+	// maxLarge is how many of them may hold a request of more than smallRequest, up to
+	// [wire.MaxMessage], at a time; others wait to be read on. Large are logs and context, of which
+	// agents send one at a time.
+	maxLarge     = 4
+	smallRequest = 64 << 10
+)
 
 // Why [Serve] ended a session.
 var (
@@ -176,7 +184,7 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 		session.Close()
 	}
 	stop := context.AfterFunc(ctx, end)
-	calls := make(chan struct{}, maxCalls)
+	calls, large := make(chan struct{}, maxCalls), make(chan struct{}, maxLarge)
 	group.Go(func() error {
 		for {
 			select {
@@ -194,7 +202,9 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 				defer func() { <-calls }()
 				defer stream.Close()
 				// A failed call has been answered on its stream; the session goes on.
-				_ = server.ServeOne(ctx, patientConn{stream, timeout})
+				call := &callConn{Stream: stream, timeout: timeout, ctx: ctx, large: large}
+				defer call.answered()
+				_ = server.ServeOne(ctx, call)
 				return nil
 			})
 		}
@@ -253,18 +263,56 @@ func (c *watchedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// patientConn is a call's stream whose writes do not wait for ever, so that a caller which answers
-// probes but never reads cannot hold what serves it.
-type patientConn struct {
+// callConn is a call's stream. Its writes do not wait for ever, so that a caller which answers probes
+// but never reads cannot hold what serves it; its reads wait for their turn when they become large.
+type callConn struct {
 	*yamux.Stream
 	timeout time.Duration
+	ctx     context.Context // of the session
+	large   chan struct{}   // a place for each that is large
+
+	mu   sync.Mutex
+	read int  // since the last answer
+	held bool // a place in large
 }
 
-func (c patientConn) Write(p []byte) (int, error) {
+func (c *callConn) Read(p []byte) (int, error) {
+	n, err := c.Stream.Read(p)
+	c.mu.Lock()
+	c.read += n
+	wait := c.read > smallRequest && !c.held
+	c.mu.Unlock()
+	if !wait {
+		return n, err
+	}
+	select {
+	case c.large <- struct{}{}:
+	case <-c.ctx.Done():
+		return n, c.ctx.Err()
+	}
+	c.mu.Lock()
+	c.held = true
+	c.mu.Unlock()
+	return n, err
+}
+
+func (c *callConn) Write(p []byte) (int, error) {
+	c.answered()
 	if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
 		return 0, err
 	}
 	return c.Stream.Write(p)
+}
+
+// answered gives back the place of a request that has been dealt with.
+func (c *callConn) answered() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.read = 0
+	if c.held {
+		c.held = false
+		<-c.large
+	}
 }
 
 // errEnded ends the group of a session that is over.

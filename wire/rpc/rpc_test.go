@@ -40,6 +40,23 @@ func (*agentService) UpdateStartup(context.Context, *agentpb.UpdateStartupReques
 	return nil, errors.New("invalid agent semver version \"x\"")
 }
 
+// slowService holds what it is given until it is let go.
+type slowService struct {
+	agentpb.DRPCAgentUnimplementedServer
+	holding chan struct{} // gets a value for each
+	release chan struct{}
+}
+
+func (s *slowService) BatchCreateLogs(context.Context, *agentpb.BatchCreateLogsRequest) (*agentpb.BatchCreateLogsResponse, error) {
+	s.holding <- struct{}{}
+	<-s.release
+	return &agentpb.BatchCreateLogsResponse{}, nil
+}
+
+func (*slowService) GetManifest(context.Context, *agentpb.GetManifestRequest) (*agentpb.Manifest, error) {
+	return &agentpb.Manifest{AgentName: "demo"}, nil
+}
+
 type tailnetService struct {
 	gaveUp  chan error
 	serving atomic.Int32 // calls of Coordinate
@@ -79,13 +96,18 @@ func session(t *testing.T, opts ServeOptions) (*Client, <-chan error) {
 
 func serve(t *testing.T, service *tailnetService, opts ServeOptions) (*Client, <-chan error) {
 	t.Helper()
+	return serveBoth(t, &agentService{}, service, opts)
+}
+
+func serveBoth(t *testing.T, agent agentpb.DRPCAgentServer, service *tailnetService, opts ServeOptions) (*Client, <-chan error) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	mux := drpcmux.New()
-	if err := agentpb.DRPCRegisterAgent(mux, &agentService{}); err != nil {
+	if err := agentpb.DRPCRegisterAgent(mux, agent); err != nil {
 		t.Fatal(err)
 	}
 	if err := tailnetpb.DRPCRegisterTailnet(mux, service); err != nil {
@@ -306,6 +328,40 @@ func TestNoSession(t *testing.T) {
 				t.Error("not told")
 			}
 		})
+	}
+}
+
+// A caller holds only so many large requests at a time; small ones are served meanwhile, and the others
+// have their turn.
+func TestLargeRequests(t *testing.T) {
+	const calls = 3 * maxLarge
+	slow := &slowService{holding: make(chan struct{}, calls), release: make(chan struct{})}
+	c, _ := serveBoth(t, slow, &tailnetService{}, ServeOptions{})
+	agent := agentpb.NewDRPCAgentClient(c)
+	request := &agentpb.BatchCreateLogsRequest{Logs: []*agentpb.Log{{Output: strings.Repeat("x", wire.MaxMessage/2)}}}
+	answers := make(chan error, calls)
+	for range calls {
+		go func() {
+			_, err := agent.BatchCreateLogs(t.Context(), request)
+			answers <- err
+		}()
+	}
+	for range maxLarge {
+		<-slow.holding
+	}
+	for range 10 { // time enough for one more, if one more got in
+		if m, err := agent.GetManifest(t.Context(), &agentpb.GetManifestRequest{}); err != nil || m.AgentName != "demo" {
+			t.Fatalf("a small request: %v, %v", m, err)
+		}
+	}
+	if n := len(slow.holding); n != 0 {
+		t.Errorf("%d large requests more than %d", n, maxLarge)
+	}
+	close(slow.release)
+	for range calls {
+		if err := <-answers; err != nil {
+			t.Error(err)
+		}
 	}
 }
 
