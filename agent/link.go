@@ -91,6 +91,7 @@ func (l *link) run(ctx context.Context) error {
 		if held >= lasted || errors.Is(err, errClockJumped) {
 			pace.Reset()
 		}
+		pace.Known = l.wasGood
 		wait := pace.After(problem)
 		if refusals == 1 {
 			// The token may have been replaced just now: prove anew at once.

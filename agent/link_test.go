@@ -187,6 +187,36 @@ func TestLinkOnRefused(t *testing.T) {
 	}
 }
 
+// TestLinkFindsANewBuild: while a workspace is built anew its machine is unknown, or known twice. It is
+// back within half a minute of the build's end, however long that took.
+func TestLinkFindsANewBuild(t *testing.T) {
+	for _, code := range []int{http.StatusNotFound, http.StatusConflict, http.StatusTooEarly} {
+		synctest.Test(t, func(t *testing.T) {
+			const building = 20 * time.Minute
+			began := time.Now()
+			good := true
+			var back time.Duration
+			l, _, _ := newLink(func(context.Context) (session, error) {
+				c := newConn()
+				switch {
+				case good:
+					good = false
+					c.err, c.held = errLinkClosed, time.Minute
+				case time.Since(began) < building:
+					return nil, status(code)
+				case back == 0:
+					back = time.Since(began) - building
+				}
+				return c, nil
+			})
+			runFor(t, l, time.Hour)
+			if back == 0 || back > 30*time.Second {
+				t.Errorf("%d: back %v after the build", code, back)
+			}
+		})
+	}
+}
+
 // TestLinkComesBackWithinTheGrace: another token is found wherever in the grace it is handed over.
 func TestLinkComesBackWithinTheGrace(t *testing.T) {
 	for _, after := range []time.Duration{0, time.Second, 10 * time.Second, lossGrace - time.Second} {
