@@ -26,6 +26,7 @@ func (a *agent) connected(kind agentpb.Connection_Type, ip string) func(exit int
 	})
 	var once sync.Once
 	return func(exit int, reason string) {
+		reason = wire.Text(reason)
 		once.Do(func() {
 			a.reporter.Connection(&agentpb.Connection{
 				Id: id[:], Action: agentpb.Connection_DISCONNECT, Type: kind, Ip: ip, Timestamp: timestamppb.Now(),

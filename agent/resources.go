@@ -11,14 +11,16 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/berthd/berth/usage"
+	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
 
 const (
-	// maxDatapoints and maxVolumes bound what a server can have kept and sent again each time; a stock
-	// one wants 20 datapoints.
-	maxDatapoints = 1000
-	maxVolumes    = 100
+	// maxWindow bounds a window in bytes, so that a message has room for it. A stock server wants 20
+	// datapoints, which take some 2 KiB.
+	maxWindow = wire.MaxMessage / 2
+	// pointSize is more than a datapoint's time, and the figures of one thing, take.
+	pointSize = 64
 	// gaugeTimeout is how long one measurement is waited for.
 	gaugeTimeout = 2 * time.Second
 )
@@ -50,8 +52,12 @@ func newResourceMonitor(config *agentpb.GetResourcesMonitoringConfigurationRespo
 			r.volumes = append(r.volumes, &gauge{what: v.GetPath(), read: read, trouble: trouble{log: log}})
 		}
 	}
-	if r.points > maxDatapoints || len(r.volumes) > maxVolumes {
-		log.Warn("resources are not measured: the server asks for more than is kept", "datapoints", r.points, "volumes", len(r.volumes))
+	size := 2 * pointSize
+	for _, v := range r.volumes {
+		size += pointSize + len(v.what)
+	}
+	if r.points > maxWindow/size {
+		log.Warn("resources are not measured: the server asks for more than fits a message", "datapoints", r.points, "volumes", len(r.volumes))
 		return nil
 	}
 	if r.points <= 0 || r.interval <= 0 || r.memory == nil && len(r.volumes) == 0 {

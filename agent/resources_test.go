@@ -9,7 +9,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/berthd/berth/usage"
+	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
 
@@ -59,7 +62,7 @@ func TestResourcesArePushedAsAFullWindow(t *testing.T) {
 }
 
 func TestNothingToMeasure(t *testing.T) {
-	many := make([]string, maxVolumes+1)
+	many := make([]string, maxWindow/pointSize/20)
 	for name, config := range map[string]*agentpb.GetResourcesMonitoringConfigurationResponse{
 		"nil":             nil,
 		"no config":       {Memory: &agentpb.GetResourcesMonitoringConfigurationResponse_Memory{Enabled: true}},
@@ -73,6 +76,21 @@ func TestNothingToMeasure(t *testing.T) {
 		if newResourceMonitor(config, slog.New(slog.DiscardHandler)) != nil {
 			t.Errorf("%s: there is a monitor", name)
 		}
+	}
+}
+
+// TestLargestWindowFitsAMessage: what is just taken can be sent.
+func TestLargestWindowFitsAMessage(t *testing.T) {
+	r := newResourceMonitor(monitoring(maxWindow/(3*pointSize+1), 1, true, "/"), slog.New(slog.DiscardHandler))
+	if r == nil {
+		t.Fatal("there is no monitor")
+	}
+	window := make([]*datapoint, r.points)
+	for i := range window {
+		window[i] = r.measure(t.Context())
+	}
+	if size := proto.Size(&agentpb.PushResourcesMonitoringUsageRequest{Datapoints: window}); size > wire.MaxMessage {
+		t.Errorf("%d bytes", size)
 	}
 }
 

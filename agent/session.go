@@ -144,7 +144,7 @@ func (a *agent) setRelayMap(node *tailnet.Node, m *tailnetpb.DERPMap) {
 func (a *agent) reportStartup(ctx context.Context, api agentpb.DRPCAgentClient) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	startup := &agentpb.Startup{Version: a.cfg.Version, ExpandedDirectory: a.shell.Directory(), Subsystems: a.subsystems()}
+	startup := &agentpb.Startup{Version: a.cfg.Version, ExpandedDirectory: wire.Text(a.shell.Directory()), Subsystems: a.subsystems()}
 	_, err := api.UpdateStartup(ctx, &agentpb.UpdateStartupRequest{Startup: startup})
 	return err
 }

@@ -1,5 +1,5 @@
 // Package reporter delivers what happens in a workspace to its control server: log lines, lifecycle
-// states, metadata, app health and status, script timings and connections.
+// states, metadata, app health and status, script timings, connections and resource usage.
 //
 // [Open] a [Reporter], hand things to it at any time ([Reporter.Writer] for logs), and run
 // [Reporter.Deliver] whenever a link to the server is up. Handing over never waits for the server.

@@ -134,7 +134,11 @@ func (r *Reporter) makeLanes(cfg Config) {
 	})
 	r.metadata = newLane(r, kind[*agentpb.Metadata]{
 		name: "metadata", bound: maxKept, must: true, pause: metadataPause,
-		cost: func(m *agentpb.Metadata) int { return len(m.GetKey()) }, room: wire.MaxMetadataKeys,
+		// A call has room for so many bytes of keys, and for 3 MiB of values and errors in a message of 4.
+		cost: func(m *agentpb.Metadata) int {
+			return len(m.GetKey()) + (len(m.GetResult().GetValue())+len(m.GetResult().GetError()))/(3<<20/wire.MaxMetadataKeys)
+		},
+		room: wire.MaxMetadataKeys,
 		call: func(ctx context.Context, on link, batch []*agentpb.Metadata) error {
 			for _, m := range batch {
 				m.Result.Age = int64(time.Since(m.Result.GetCollectedAt().AsTime()) / time.Second)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"storj.io/drpc/drpcerr"
 
@@ -140,19 +141,37 @@ func TestNewestWins(t *testing.T) {
 }
 
 func TestMetadataBatchesFitTheServer(t *testing.T) {
-	s := newServer(t)
-	r := open(t, Config{})
-	key := strings.Repeat("k", wire.MaxMetadataKeys/2-1)
-	for i := range 3 {
-		r.Metadata(fmt.Sprint(i, key), &agentpb.WorkspaceAgentMetadata_Result{})
-	}
-	if got := len(r.metadata.peek()); got != 2 {
-		t.Errorf("%d keys in one batch, want 2", got)
-	}
-	link1(t, r, s, wire.CurrentVersion)
-	flush(t, r)
-	if len(s.metadata) != 3 {
-		t.Errorf("%d of 3 keys arrived", len(s.metadata))
+	key := strings.Repeat("k", wire.MaxMetadataKeys/2-4)
+	for name, tt := range map[string]struct {
+		key         string
+		keys, value int // how many, and how long
+	}{
+		"long keys":   {key, 3, 0},
+		"long values": {"k", 1000, 10240},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newServer(t)
+			r := open(t, Config{})
+			value := strings.Repeat("v", tt.value)
+			for i := range tt.keys {
+				r.Metadata(fmt.Sprint(i, tt.key), &agentpb.WorkspaceAgentMetadata_Result{Value: value})
+			}
+			var keys int
+			var batch []*agentpb.Metadata
+			for _, m := range r.metadata.peek() {
+				keys += len(m.value.GetKey())
+				batch = append(batch, m.value)
+			}
+			size := proto.Size(&agentpb.BatchUpdateMetadataRequest{Metadata: batch})
+			if keys > wire.MaxMetadataKeys || size > wire.MaxMessage || len(batch) < 2 {
+				t.Errorf("a batch of %d keys of %d bytes, %d bytes in all", len(batch), keys, size)
+			}
+			link1(t, r, s, wire.CurrentVersion)
+			flush(t, r)
+			if len(s.metadata) != tt.keys {
+				t.Errorf("%d of %d keys arrived", len(s.metadata), tt.keys)
+			}
+		})
 	}
 }
 
