@@ -100,11 +100,10 @@ func (s *Server) agentByToken(ctx context.Context, token wire.Secret) (store.Age
 func (s *Server) userRoute(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		_, err := s.user(r.Context(), sessionToken(r))
-		var signedOut errSignedOut
+		var why errSignedOut
 		switch {
-		case errors.As(err, &signedOut):
-			writeError(w, &wire.Error{StatusCode: http.StatusUnauthorized,
-				Message: "You are signed out or your session has expired. Please sign in again to continue.", Detail: string(signedOut)})
+		case errors.As(err, &why):
+			writeError(w, signedOut(string(why)))
 		case err != nil:
 			writeError(w, internalError(err))
 		default:
@@ -113,9 +112,27 @@ func (s *Server) userRoute(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
+func signedOut(why string) *wire.Error {
+	return &wire.Error{StatusCode: http.StatusUnauthorized,
+		Message: "You are signed out or your session has expired. Please sign in again to continue.", Detail: why}
+}
+
 // workspaceRoute lets people in and finds the agent that the path names.
 func (s *Server) workspaceRoute(next func(http.ResponseWriter, *http.Request, store.Agent)) http.HandlerFunc {
-	find := s.userRoute(func(w http.ResponseWriter, r *http.Request) {
+	named := s.userRoute(s.namedAgent(next))
+	return func(w http.ResponseWriter, r *http.Request) {
+		// "me" is an agent's own; what it has no route for is not taken for an agent of that name.
+		if r.PathValue("id") == "me" {
+			noRoute(w, r)
+			return
+		}
+		named(w, r)
+	}
+}
+
+// namedAgent finds the agent that the path names, for who was let in.
+func (s *Server) namedAgent(next func(http.ResponseWriter, *http.Request, store.Agent)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		id, ok := pathUUID(w, r, "id")
 		if !ok {
 			return
@@ -129,14 +146,6 @@ func (s *Server) workspaceRoute(next func(http.ResponseWriter, *http.Request, st
 		default:
 			next(w, r, agent)
 		}
-	})
-	return func(w http.ResponseWriter, r *http.Request) {
-		// "me" is an agent's own; what it has no route for is not taken for an agent of that name.
-		if r.PathValue("id") == "me" {
-			noRoute(w, r)
-			return
-		}
-		find(w, r)
 	}
 }
 

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 	"github.com/google/uuid"
@@ -354,6 +356,71 @@ func TestTerminalOfNobody(t *testing.T) {
 	if !errors.As(err, &closed) || closed.Code != websocket.StatusInternalError || closed.Reason != `dial workspace agent: Agent state is "connecting", it must be in the "connected" state.` {
 		t.Errorf("closed with %v", err)
 	}
+}
+
+// TestTerminalToken: it opens terminals of its agent, and nothing else, and not for long.
+func TestTerminalToken(t *testing.T) {
+	x := serve(t, Config{})
+	id, _ := x.create("demo")
+	other, _ := x.create("other")
+	const at = "/api/v2/applications/reconnecting-pty-signed-token"
+	body := func(url string, id uuid.UUID) string { return fmt.Sprintf(`{"url":%q,"agentID":%q}`, url, id) }
+	terminals := "/api/v2/workspaceagents/" + id.String() + "/pty"
+	status, text := x.call("POST", at, body("ws://x"+terminals+"?reconnect=1", id), x.asUser()...)
+	var made wire.SignedTerminalToken
+	if err := json.Unmarshal([]byte(text), &made); err != nil || status != 200 || made.SignedToken == "" {
+		t.Fatalf("%d %s", status, text)
+	}
+	missing := uuid.New()
+	for _, tt := range []struct {
+		body   string
+		status int
+	}{
+		{`{}`, 400}, {body("http://x/api/v2/buildinfo", id), 400}, {body("http://x"+terminals, other), 400},
+		{body("http://x/api/v2/workspaceagents/"+missing.String()+"/pty", missing), 404},
+	} {
+		if status, text := x.call("POST", at, tt.body, x.asUser()...); status != tt.status {
+			t.Errorf("%s: %d %s", tt.body, status, text)
+		}
+	}
+	if status, _ := x.call("POST", at, body(terminals, id)); status != 401 {
+		t.Errorf("without a key: %d", status)
+	}
+	open := func(path, token string) int {
+		status, _ := x.call("GET", path+"?reconnect="+uuid.NewString()+"&"+wire.QuerySignedAppToken+"="+token, "")
+		return status
+	}
+	flipped := []byte(made.SignedToken)
+	flipped[30] ^= 1
+	for name, tt := range map[string]struct {
+		path, token string
+		status      int
+	}{
+		"good (but no upgrade)": {terminals, made.SignedToken, 400},
+		"another agent's":       {"/api/v2/workspaceagents/" + other.String() + "/pty", made.SignedToken, 401},
+		"not for logs":          {"/api/v2/workspaceagents/" + id.String() + "/logs", made.SignedToken, 401},
+		"forged":                {terminals, string(flipped), 401},
+		"short":                 {terminals, "AAAA", 401},
+		"over":                  {terminals, x.terminalToken(id, time.Now().Add(-time.Second)), 401},
+		"no UUID":               {"/api/v2/workspaceagents/me/pty", made.SignedToken, 401},
+	} {
+		if got := open(tt.path, tt.token); got != tt.status {
+			t.Errorf("%s: %d, want %d", name, got, tt.status)
+		}
+	}
+}
+
+func FuzzTerminalToken(f *testing.F) {
+	s := &Server{resumeKey: []byte("fuzz")}
+	agent, now := uuid.New(), time.Now()
+	f.Add(s.terminalToken(agent, now.Add(-time.Hour)))
+	f.Add(s.terminalToken(uuid.New(), now.Add(time.Hour)))
+	f.Add("")
+	f.Fuzz(func(t *testing.T, token string) {
+		if s.checkTerminalToken(token, agent, now) {
+			t.Errorf("%q is good", token)
+		}
+	})
 }
 
 func FuzzPTYQuery(f *testing.F) {

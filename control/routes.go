@@ -152,7 +152,7 @@ func (s *Server) endpoints() []endpoint {
 		Summary: "What the agent collects, as it changes", Media: openapi.EventStream, Answer: []wire.AgentMetadata{}, Errors: []int{400, 404}})
 	on("GET", agents+"{id}/watch-metadata-ws", s.onAgent(s.getWatchMetadataSocket), openapi.Operation{
 		Summary: "What the agent collects, as it changes", Socket: openapi.TextMessages, Answer: wire.ServerEvent{}, Errors: []int{400, 404}})
-	on("GET", agents+"{id}/pty", s.onAgent(s.getPTY), openapi.Operation{
+	on("GET", agents+"{id}/pty", s.onTerminals(s.getPTY), openapi.Operation{
 		Summary: "A terminal",
 		Query: []openapi.Param{
 			{Name: "reconnect", Type: "string", Doc: "UUID of the session; the same one attaches again", Required: true},
@@ -162,6 +162,7 @@ func (s *Server) endpoints() []endpoint {
 			{Name: "container", Type: "string", Doc: "where to run it"},
 			{Name: "container_user", Type: "string", Doc: "as whom to run it"},
 			{Name: "backend_type", Type: "string", Doc: "empty, screen or buffered"},
+			{Name: wire.QuerySignedAppToken, Type: "string", Doc: "from applications/reconnecting-pty-signed-token, in place of a key"},
 		},
 		Socket: openapi.BinaryMessages, Errors: []int{400, 404}})
 
@@ -192,6 +193,9 @@ func (s *Server) endpoints() []endpoint {
 		Summary: "What workspaces are built from", Answer: wire.TemplateVersion{}, Errors: []int{400, 404}})
 	on("GET", api+"appearance", s.forUser(s.getAppearance), openapi.Operation{Summary: "How the deployment looks", Answer: wire.Appearance{}})
 	on("GET", api+"applications/host", s.forUser(getAppHost), openapi.Operation{Summary: "The host names of apps", Answer: wire.AppHost{}})
+	on("POST", api+"applications/reconnecting-pty-signed-token", s.forUser(s.postTerminalToken), openapi.Operation{
+		Summary: "A token for the terminals of an agent, good for a minute", Body: wire.SignTerminalToken{}, Answer: wire.SignedTerminalToken{},
+		Errors: []int{400, 404, 413, 500}})
 	on("GET", api+"init-script/{os}/{arch}", anyone(getInitScript), openapi.Operation{
 		Summary: "A script that starts an agent; there is none", Media: openapi.Text, Errors: []int{400, 404}})
 	on("GET", "/bin/{file}", anyone(getBinary), openapi.Operation{Summary: "An agent program; there is none", Errors: []int{404}})

@@ -128,6 +128,7 @@ var stockRoutes = []string{
 	"GET /api/v2/templateversions/{version}",
 	"GET /api/v2/appearance",
 	"GET /api/v2/applications/host",
+	"POST /api/v2/applications/reconnecting-pty-signed-token",
 	"GET /api/v2/init-script/{os}/{arch}",
 	"GET /derp",
 	"GET /derp/latency-check",

@@ -323,3 +323,15 @@ type ServerEvent struct {
 type Refreshed struct {
 	Refreshed int `json:"refreshed"`
 }
+
+// SignTerminalToken is the body of POST applications/reconnecting-pty-signed-token: who wants to open
+// terminals at URL without a key.
+type SignTerminalToken struct {
+	URL     string    `json:"url"`
+	AgentID uuid.UUID `json:"agentID"`
+}
+
+// SignedTerminalToken answers it. The token goes into the query, as [QuerySignedAppToken].
+type SignedTerminalToken struct {
+	SignedToken string `json:"signed_token"`
+}

@@ -8,6 +8,9 @@ const (
 	CookieSessionToken = "coder_session_token"
 )
 
+// QuerySignedAppToken is where a terminal's WebSocket carries a token in place of a key.
+const QuerySignedAppToken = "coder_signed_app_token_23db1dde"
+
 // HeaderBuildVersion stands on every response of a control server.
 const HeaderBuildVersion = "X-Coder-Build-Version"
 
