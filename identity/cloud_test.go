@@ -371,6 +371,13 @@ func TestMetadataFailures(t *testing.T) {
 		w.Header().Set("Via", "1.1 proxy")
 		google.ServeHTTP(w, r)
 	})
+	restricted := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "attested") {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		azure.ServeHTTP(w, r)
+	})
 	hidesFlavor := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Header.Del("Metadata-Flavor")
 		google.ServeHTTP(w, r)
@@ -404,6 +411,7 @@ func TestMetadataFailures(t *testing.T) {
 		{"no signature", identity.Azure, answer(200, "{}"), "holds no signature", "something else answers"},
 		{"strange signature", identity.Azure, answer(200, `{"signature":"%"}`), "not base64", "something else answers"},
 		{"endless document", identity.Azure, answer(200, big), "too large", "something else answers"},
+		{"restricted", identity.Azure, restricted, "Azure's metadata service at http://127.0.0.1:", "what on this machine or in its cloud restricts"},
 		{"refuses", identity.Azure, answer(400, "{}"), "not Azure's metadata service (status 400)", "--auth auto"},
 
 		{"nobody there", identity.Google, nil, "no metadata service", "firewall"},

@@ -153,14 +153,17 @@ func (m *metadata) explain(ctx context.Context, c cloud, err error) error {
 		f.Cause = fmt.Sprintf("a proxy answers in place of %s's metadata service at %s (status %d)", c.title(), m.endpoint, m.status)
 		f.Fix = "exempt that address from the proxy or the redirection to it"
 	case m.status >= 400 && m.status < 500 && m.status != http.StatusTooManyRequests:
-		other := m.otherCloud(ctx, c)
-		if other == nil {
+		switch whose := m.whose(ctx, c); whose {
+		case nil:
 			f.Cause = fmt.Sprintf("what answers at %s is not %s's metadata service (status %d)", m.endpoint, c.title(), m.status)
 			f.Fix = "choose the cloud that this machine is on, or --auth auto to find it, " + instead
-			break
+		case c:
+			f.Cause = fmt.Sprintf("%s's metadata service at %s refuses to say who this machine is (status %d)", c.title(), m.endpoint, m.status)
+			f.Fix = "see what on this machine or in its cloud restricts the service, " + instead
+		default:
+			f.Cause = fmt.Sprintf("this machine is not on %s but on %s", c.title(), whose.title())
+			f.Fix = "choose --auth " + authOf(whose)
 		}
-		f.Cause = fmt.Sprintf("this machine is not on %s but on %s", c.title(), other.title())
-		f.Fix = "choose --auth " + authOf(other)
 	case m.status != 0 && m.failure == nil:
 		f.Cause = fmt.Sprintf("%s's metadata service at %s gave a strange answer (status %d): %v", c.title(), m.endpoint, m.status, err)
 		f.Fix = "see whether something else answers there, " + instead
@@ -174,20 +177,18 @@ func (m *metadata) explain(ctx context.Context, c cloud, err error) error {
 	return f
 }
 
-// otherCloud returns whose service it really is at the endpoint, if it is another's than c's.
-func (m *metadata) otherCloud(ctx context.Context, c cloud) cloud {
+// whose returns the cloud whose service it really is at the endpoint, nil if none's is known to be. c's is
+// asked last.
+func (m *metadata) whose(ctx context.Context, c cloud) cloud {
 	ctx, cancel := context.WithTimeout(ctx, metadataProbeTimeout)
 	defer cancel()
 	for _, other := range clouds {
-		if other == c {
-			continue
-		}
-		probe := newMetadata(m.endpoint)
-		is := other.probe(ctx, probe)
-		probe.close()
-		if is {
+		if other != c && answersAs(ctx, other, m.endpoint) {
 			return other
 		}
+	}
+	if answersAs(ctx, c, m.endpoint) {
+		return c
 	}
 	return nil
 }
