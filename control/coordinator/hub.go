@@ -78,6 +78,7 @@ type peer struct {
 // link is the stream of a peer of this replica.
 type link struct {
 	auth  Auth
+	keeps map[uuid.UUID]bool            // which tunnels of an older stream this one may have
 	sent  map[uuid.UUID]*tailnetpb.Node // the last node the peer was given of each other
 	queue chan *tailnetpb.CoordinateResponse
 	over  bool  // queue is closed
@@ -156,6 +157,7 @@ func (h *hub) join(p Peer) (joined *peer, err error) {
 		}
 		l := &link{
 			auth:  p.Auth,
+			keeps: keeps,
 			sent:  map[uuid.UUID]*tailnetpb.Node{},
 			queue: make(chan *tailnetpb.CoordinateResponse, wire.MaxPeerQueue),
 		}
@@ -322,6 +324,9 @@ func (h *hub) applyJoin(ev event, old *peer, l *link) {
 	if l != nil {
 		var batch []*update
 		for _, other := range h.linked(p) {
+			if _, ours := p.tunnels[other.id]; ours && !l.keeps[other.id] {
+				continue // the tunnel ends with the old stream
+			}
 			batch = append(batch, introduce(p, other, "init")...)
 		}
 		h.send(p, batch...)
