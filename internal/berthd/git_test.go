@@ -138,7 +138,7 @@ func gitOverSSH(t *testing.T, k *keeper, addr, repository string, options ...str
 func TestGitOverSSH(t *testing.T) {
 	k := newKeeper(t)
 	key := newKey(t, filepath.Join(t.TempDir(), "workspace"))
-	k.key = &key
+	k.knows(func() { k.key = &key })
 	repository := bareRepository(t)
 	env, url := gitOverSSH(t, k, sshServer(t, key.PublicKey), repository)
 	clone := filepath.Join(t.TempDir(), "clone")
@@ -180,7 +180,7 @@ func TestGitOverSSHWithOwnKeys(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := newKeeper(t)
-			if k.key = tt.key; tt.down {
+			if k.knows(func() { k.key = tt.key }); tt.down {
 				k.url = "http://127.0.0.1:1"
 			}
 			env, url := gitOverSSH(t, k, addr, repository, "-i "+filepath.Join(dir, "own"))
@@ -198,7 +198,7 @@ func TestGitOverSSHWithOwnKeys(t *testing.T) {
 	}
 	t.Run("no key fits", func(t *testing.T) {
 		k := newKeeper(t)
-		k.key = &other
+		k.knows(func() { k.key = &other })
 		env, url := gitOverSSH(t, k, addr, repository)
 		code, _, stderr := command(t, env, "git", "clone", "-q", url, filepath.Join(t.TempDir(), "clone"))
 		if code == 0 || !strings.Contains(stderr, strings.TrimSpace(other.PublicKey)) || strings.Contains(stderr, "PRIVATE") {
@@ -210,7 +210,7 @@ func TestGitOverSSHWithOwnKeys(t *testing.T) {
 func TestGitSSHExitCodes(t *testing.T) {
 	k := newKeeper(t)
 	key := newKey(t, filepath.Join(t.TempDir(), "workspace"))
-	k.key = &key
+	k.knows(func() { k.key = &key })
 	addr := sshServer(t, key.PublicKey)
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {

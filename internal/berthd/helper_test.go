@@ -48,7 +48,10 @@ func newKeeper(t *testing.T) *keeper {
 	})
 	mux.HandleFunc("GET /api/v2/workspaceagents/me/external-auth", k.externalAuth)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get(wire.HeaderSessionToken) != agentToken || k.header != "" && r.Header.Get("X-Gate") != k.header {
+		k.mu.Lock()
+		gate := k.header
+		k.mu.Unlock()
+		if r.Header.Get(wire.HeaderSessionToken) != agentToken || gate != "" && r.Header.Get("X-Gate") != gate {
 			answer(401, "Workspace agent not authorized.")(w, r)
 			return
 		}
@@ -130,7 +133,9 @@ func command(t *testing.T, env []string, name string, args ...string) (code int,
 
 func TestExternalAuthVerb(t *testing.T) {
 	k := newKeeper(t)
-	k.auth["github"] = wire.ExternalAuth{AccessToken: "gho_token", Type: "github", TokenExtra: json.RawMessage(`{"authed_user":{"id":"U1","n":7},"list":["a"]}`)}
+	k.knows(func() {
+		k.auth["github"] = wire.ExternalAuth{AccessToken: "gho_token", Type: "github", TokenExtra: json.RawMessage(`{"authed_user":{"id":"U1","n":7},"list":["a"]}`)}
+	})
 	env := k.session(t)
 	tests := map[string]struct {
 		args   string
@@ -175,8 +180,8 @@ func TestExternalAuthVerb(t *testing.T) {
 // and headers go along.
 func TestHelpersFindTheServer(t *testing.T) {
 	k := newKeeper(t)
-	k.header = "open"
-	k.auth["github"] = wire.ExternalAuth{AccessToken: "gho_token"}
+	k.knows(func() { k.header = "open" })
+	k.knows(func() { k.auth["github"] = wire.ExternalAuth{AccessToken: "gho_token"} })
 	tokenFile := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(tokenFile, []byte(agentToken+"\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -217,9 +222,13 @@ func TestHelpersFindTheServer(t *testing.T) {
 
 func TestAskpassAnswers(t *testing.T) {
 	k := newKeeper(t)
-	k.auth["https://github.com"] = wire.ExternalAuth{AccessToken: "t", Username: "t", Type: "github"}
-	k.auth["https://gitlab.com:8443"] = wire.ExternalAuth{AccessToken: "t", Username: "oauth2", Password: "t", Type: "gitlab"}
-	k.auth["https://evil.example.com"] = wire.ExternalAuth{URL: "javascript:alert(1)"}
+	k.knows(func() {
+		k.auth["https://github.com"] = wire.ExternalAuth{AccessToken: "t", Username: "t", Type: "github"}
+	})
+	k.knows(func() {
+		k.auth["https://gitlab.com:8443"] = wire.ExternalAuth{AccessToken: "t", Username: "oauth2", Password: "t", Type: "gitlab"}
+	})
+	k.knows(func() { k.auth["https://evil.example.com"] = wire.ExternalAuth{URL: "javascript:alert(1)"} })
 	env := k.session(t, "GIT_PREFIX=")
 	for prompt, want := range map[string]struct {
 		code   int
@@ -247,7 +256,9 @@ func TestAskpassAnswers(t *testing.T) {
 
 func TestAskpassWaitsForALogin(t *testing.T) {
 	k := newKeeper(t)
-	k.auth["https://github.com"] = wire.ExternalAuth{AccessToken: "t", Username: "t", Type: "github"}
+	k.knows(func() {
+		k.auth["https://github.com"] = wire.ExternalAuth{AccessToken: "t", Username: "t", Type: "github"}
+	})
 	k.knows(func() { k.loggedIn = make(chan struct{}) })
 	const prompt = "Username for 'https://github.com': "
 	code, stdout, stderr := command(t, k.session(t, "CODER_CHAT_AGENT=true"), os.Args[0], prompt)
@@ -265,7 +276,7 @@ func TestAskpassWaitsForALogin(t *testing.T) {
 			case <-time.After(time.Millisecond):
 			}
 		}
-		close(k.loggedIn)
+		k.knows(func() { close(k.loggedIn) })
 	}()
 	code, stdout, stderr = command(t, k.session(t), os.Args[0], prompt)
 	<-done
@@ -278,7 +289,7 @@ func TestAskpassWaitsForALogin(t *testing.T) {
 func TestAskpassGivesUp(t *testing.T) {
 	k := newKeeper(t)
 	k.knows(func() { k.loggedIn = make(chan struct{}) })
-	k.auth["https://github.com"] = wire.ExternalAuth{}
+	k.knows(func() { k.auth["https://github.com"] = wire.ExternalAuth{} })
 	var errs bytes.Buffer
 	p := process{env: environment{"CODER_AGENT_URL": k.url, "CODER_AGENT_TOKEN": agentToken}, stderr: &errs}
 	server, err := p.server(t.Context())
