@@ -17,6 +17,8 @@ import (
 const (
 	// containerPoll is how often containers are listed while somebody watches them.
 	containerPoll = 10 * time.Second
+	// goodbyeTimeout is what a message on its way to a peer gets to arrive once the agent stops.
+	goodbyeTimeout = time.Second
 	// maxWatchers bounds the watches at one time; each lists the containers for itself.
 	maxWatchers = 32
 )
@@ -55,6 +57,13 @@ func (a *api) listContainers(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// lingering returns a context that ends a while after ctx.
+func lingering(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, func() { time.AfterFunc(d, cancel) })
+	return later, func() { unhook(); cancel() }
+}
+
 // watchContainers sends the list at once and whenever it has changed, each as a text message.
 func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
 	a.work.Add(1)
@@ -78,6 +87,9 @@ func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(conn.CloseRead(context.WithoutCancel(r.Context())))
 	defer cancel(nil)
 	defer context.AfterFunc(r.Context(), func() { cancel(errStopping) })()
+	// Nor in the middle of a message.
+	writing, done := lingering(r.Context(), goodbyeTimeout)
+	defer done()
 	a.work.Go(func() { probe(ctx, conn, cancel) })
 
 	tick := time.NewTicker(containerPoll)
@@ -90,7 +102,7 @@ func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		if message = append(message, '\n'); !bytes.Equal(message, last) {
-			if err := write(ctx, conn, message); err != nil {
+			if err := write(writing, conn, message); err != nil {
 				return
 			}
 			last = message
