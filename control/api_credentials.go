@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/berthd/berth/control/store"
 	"github.com/berthd/berth/wire"
 )
 
@@ -68,8 +69,12 @@ func (s *Server) getExternalAuth(w http.ResponseWriter, r *http.Request, agent c
 	defer done()
 	c, err := p.credential(ctx)
 	if query.Has("listen") && errors.Is(err, errNoToken) {
-		c, err = p.await(ctx)
+		p, c, err = s.awaitCredential(ctx, p)
 		extendWrite(w) // it may have taken long
+		if _, ended := s.store.TokenByHash(ctx, agent.tokenHash); errors.Is(ended, store.ErrNotFound) {
+			writeError(w, notAuthorized()) // what was good when it began may not be now
+			return
+		}
 	}
 	switch {
 	case errors.Is(err, errNoToken):
@@ -88,18 +93,24 @@ func (s *Server) getExternalAuth(w http.ResponseWriter, r *http.Request, agent c
 	}
 }
 
-// await waits for a credential until ctx is done. What goes wrong meanwhile may pass.
-func (p *provider) await(ctx context.Context) (credential, error) {
+// awaitCredential waits for a provider, as it is declared at the time, to have a credential, until ctx
+// is done. What goes wrong meanwhile may pass.
+func (s *Server) awaitCredential(ctx context.Context, p *provider) (*provider, credential, error) {
 	ticker := time.NewTicker(askedFor)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return credential{}, ctx.Err()
+			return p, credential{}, ctx.Err()
 		case <-ticker.C:
 		}
-		if c, err := p.credential(ctx); err == nil {
-			return c, nil
+		for _, declared := range s.declaredProviders() {
+			if declared.id != p.id {
+				continue
+			}
+			if c, err := declared.credential(ctx); err == nil {
+				return declared, c, nil
+			}
 		}
 	}
 }

@@ -100,7 +100,45 @@ func TestExternalAuth(t *testing.T) {
 	}
 }
 
-// TestListenerLeaves: a request that waits for a token ends with the server.
+// TestListenerHearsOfTheConfiguration: a token may also come with the file, and an agent may lose its own
+// while it waits.
+func TestListenerHearsOfTheConfiguration(t *testing.T) {
+	for name, status := range map[string]int{"good": 200, "revoked": 401} {
+		t.Run(name, func(t *testing.T) {
+			x, token := withProviders(t, "  - {id: github, command: ['false']}")
+			done := make(chan string)
+			go func() {
+				status, body := x.call("GET", "/api/v2/workspaceagents/me/external-auth?id=github&listen", "", as(token)...)
+				done <- fmt.Sprint(status, " ", body)
+			}()
+			p := x.declaredProviders()[0]
+			eventually(t, "somebody listens", func() bool {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				return !p.asked.IsZero()
+			})
+			if name == "revoked" {
+				a, err := x.store.AgentByName(t.Context(), "demo")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := x.store.RevokeTokens(t.Context(), a.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+			writeConfig(t, x.config.ConfigFile, "agents: [{name: demo}]\nexternal_auth: [{id: github, token: declared-secret}]")
+			if err := x.Reload(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			body := <-done
+			if !strings.HasPrefix(body, fmt.Sprint(status)) || strings.Contains(body, "declared-secret") != (status == 200) {
+				t.Error(body)
+			}
+		})
+	}
+}
+
+// TestListenerEndsWithTheServer: a request that waits for a token ends with the server.
 func TestListenerEndsWithTheServer(t *testing.T) {
 	x, token := withProviders(t, "  - {id: github, command: ['false']}")
 	done := make(chan int)

@@ -74,14 +74,18 @@ func (s *Server) agentRoute(next func(http.ResponseWriter, *http.Request, caller
 		agent, hash, err := s.agentByToken(r.Context(), wire.Secret(id.String()))
 		switch {
 		case errors.Is(err, store.ErrNotFound):
-			writeError(w, &wire.Error{StatusCode: http.StatusUnauthorized, Message: "Workspace agent not authorized.",
-				Detail: "The agent cannot authenticate until the workspace provision job has been completed. If the job is no longer running, this agent is invalid."})
+			writeError(w, notAuthorized())
 		case err != nil:
 			writeError(w, &wire.Error{StatusCode: http.StatusInternalServerError, Message: "Internal error checking workspace agent authorization.", Detail: err.Error()})
 		default:
 			next(w, r, caller{agent, hash})
 		}
 	}
+}
+
+func notAuthorized() *wire.Error {
+	return &wire.Error{StatusCode: http.StatusUnauthorized, Message: "Workspace agent not authorized.",
+		Detail: "The agent cannot authenticate until the workspace provision job has been completed. If the job is no longer running, this agent is invalid."}
 }
 
 func (s *Server) agentByToken(ctx context.Context, token wire.Secret) (store.Agent, string, error) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/berthd/berth/control/store"
 	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/tailnetpb"
 )
 
 // TestStockClient asks what a stock command line asks on its way to an agent, and reads of the answers
@@ -110,6 +111,30 @@ func TestStockClient(t *testing.T) {
 	x.get("/api/v2/workspaces/"+w.ID.String(), &again)
 	if !again.LastUsedAt.After(w.LastUsedAt) {
 		t.Errorf("used at %v, then %v", w.LastUsedAt, again.LastUsedAt)
+	}
+}
+
+// TestSpoiledLatency: an agent that tells nonsense of relays hides itself, as the protocol has it, and
+// nobody else.
+func TestSpoiledLatency(t *testing.T) {
+	x := serve(t, Config{})
+	id, token := x.create("demo")
+	stream, err := x.connect(token).tailnet.Coordinate(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := &tailnetpb.Node{PreferredDerp: 999, Addresses: []string{wire.AgentPrefixes(id)[0].String()}, DerpLatency: map[string]float64{"near": 0.1}}
+	if err := stream.Send(&tailnetpb.CoordinateRequest{UpdateSelf: &tailnetpb.CoordinateRequest_UpdateSelf{Node: node}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the agent's page fails", func() bool {
+		status, body := x.call("GET", "/api/v2/workspaceagents/"+id.String(), "", x.asUser()...)
+		return status == 500 && strings.Contains(body, `key \"near\" does not begin with a region`)
+	})
+	var list wire.Workspaces
+	x.get("/api/v2/workspaces", &list)
+	if len(list.Workspaces) != 1 {
+		t.Errorf("%d workspaces", len(list.Workspaces))
 	}
 }
 
