@@ -142,7 +142,7 @@ fuzz() {
 # fuzz_one DIR PACKAGE TARGET runs one target. An input that fails is kept in the package's testdata/fuzz.
 fuzz_one() {
 	local log=$1/$2/$3.log
-	if (cd "$2" && "$1/$2/fuzz" -test.run '^$' -test.fuzz "^$3\$" -test.fuzztime "${FUZZTIME:-20s}" -test.parallel 1 \
+	if (cd "$2" && "$1/$2/fuzz" -test.run '^$' -test.fuzz "^$3\$" -test.fuzztime "${FUZZTIME:-20s}" -test.parallel 1 -test.fuzzminimizetime 100x \
 		-test.fuzzcachedir "$FUZZ_CACHE/$2") >"$log" 2>&1; then
 		echo "fuzz $2 $3: $(grep '^fuzz: elapsed' "$log" | grep -v '(0/sec)' | tail -1 | sed 's/.*execs/execs/')"
 	else

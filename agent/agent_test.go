@@ -60,12 +60,13 @@ type server struct {
 type coordinator struct {
 	tailnetpb.DRPCTailnetUnimplementedServer
 	told chan *tailnetpb.CoordinateRequest
+	maps chan *tailnetpb.DERPMap // sent to the agent as they come
 }
 
 func newServer(t *testing.T, m *agentpb.Manifest) *server {
 	t.Helper()
 	s := &server{
-		manifest: m, tailnet: coordinator{told: make(chan *tailnetpb.CoordinateRequest, 1000)},
+		manifest: m, tailnet: coordinator{told: make(chan *tailnetpb.CoordinateRequest, 1000), maps: make(chan *tailnetpb.DERPMap)},
 		minor: 10, fail: map[string]error{}, calls: map[string]int{}, metadata: map[string]string{},
 	}
 	mux := drpcmux.New()
@@ -165,8 +166,16 @@ func (c *coordinator) Coordinate(stream tailnetpb.DRPCTailnet_CoordinateStream) 
 }
 
 func (c *coordinator) StreamDERPMaps(_ *tailnetpb.StreamDERPMapsRequest, stream tailnetpb.DRPCTailnet_StreamDERPMapsStream) error {
-	<-stream.Context().Done()
-	return nil
+	for {
+		select {
+		case m := <-c.maps:
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		case <-stream.Context().Done():
+			return nil
+		}
+	}
 }
 
 // use runs f under the server's lock.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"path"
@@ -326,39 +325,46 @@ func TestManifestChangesOnALaterLink(t *testing.T) {
 	}
 }
 
-// TestRelayMapOfALaterManifest: the node takes it, and keeps what it has where it cannot be used.
-func TestRelayMapOfALaterManifest(t *testing.T) {
+// TestRelayMapChanges: the node takes the map of a later manifest and each that the server streams, and
+// keeps what it has where one cannot be used.
+func TestRelayMapChanges(t *testing.T) {
 	dir := shortDir(t)
 	first := workspace(dir)
-	regions := func(id int64) *tailnetpb.DERPMap {
-		region := first.DerpMap.Regions[1]
+	region := func(id int64) *tailnetpb.DERPMap {
 		return &tailnetpb.DERPMap{Regions: map[int64]*tailnetpb.DERPMap_Region{id: {
-			RegionId: id, RegionCode: "x", RegionName: "X", EmbeddedRelay: true, Nodes: region.Nodes,
+			RegionId: id, RegionCode: "x", RegionName: "X", EmbeddedRelay: true, Nodes: first.DerpMap.Regions[1].Nodes,
 		}}}
 	}
 	s := newServer(t, first)
 	s.relays = true
 	r := run(t, s, filepath.Join(dir, "s"))
 	r.await(StepTailnet)
-	homes := func() map[int32]bool {
-		seen := map[int32]bool{}
-		for len(s.tailnet.told) > 0 {
-			if n := (<-s.tailnet.told).GetUpdateSelf().GetNode(); n != nil {
-				seen[n.GetPreferredDerp()] = true
+	home := func(want int32) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("home %d", want), func() bool {
+			for len(s.tailnet.told) > 0 {
+				if n := (<-s.tailnet.told).GetUpdateSelf().GetNode(); n.GetPreferredDerp() == want {
+					return true
+				}
 			}
-		}
-		return seen
+			return false
+		})
 	}
-	seen := map[int32]bool{}
-	for _, m := range []*tailnetpb.DERPMap{regions(7), nil} {
-		next := workspace(dir)
-		next.AgentId, next.DerpMap = first.AgentId, m
-		s.use(func() { s.manifest = next; s.drop() })
-		r.await(StepLinked)
-		if m != nil {
-			s.await(t, "home 7", func() bool { maps.Copy(seen, homes()); return seen[7] })
-		}
+	home(1)
+	next := workspace(dir)
+	next.AgentId, next.DerpMap = first.AgentId, region(7)
+	s.use(func() { s.manifest = next; s.drop() })
+	home(7)
+	for _, m := range []*tailnetpb.DERPMap{
+		{}, region(-1), {Regions: map[int64]*tailnetpb.DERPMap_Region{5: {RegionId: 5}}}, region(9),
+	} {
+		s.tailnet.maps <- m
 	}
+	home(9)
+	last := workspace(dir)
+	last.AgentId, last.DerpMap = first.AgentId, nil
+	s.use(func() { s.manifest = last; s.drop() })
+	home(9)
 	r.end()
 }
 

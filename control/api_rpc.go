@@ -50,6 +50,12 @@ func (s *Server) getRPC(w http.ResponseWriter, r *http.Request, agent caller) {
 
 	ctx, done := s.lasting(r)
 	defer done()
+	begun, err := s.gate.enter(ctx)
+	if err != nil {
+		writeBusy(w)
+		return
+	}
+	defer begun()
 	conn := s.accept(w, r)
 	if conn == nil {
 		return
@@ -70,6 +76,7 @@ func (s *Server) getRPC(w http.ResponseWriter, r *http.Request, agent caller) {
 		}
 		defer s.disconnected(k)
 	}
+	begun()
 	log.Info("agent connected", "version", version)
 
 	handler, err := services(log, version,

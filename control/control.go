@@ -81,6 +81,7 @@ type Server struct {
 	relay       *relay.Server
 	relayMap    *wire.DERPMap
 	links       links
+	gate        *gate // of links that begin
 	peers       *peers
 	workspaces  *workspaces
 	file        *configFile
@@ -112,7 +113,7 @@ func New(ctx context.Context, config Config) (_ *Server, err error) {
 			return nil, err
 		}
 	}
-	s := &Server{config: config, log: config.Log}
+	s := &Server{gate: newGate(), config: config, log: config.Log}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {

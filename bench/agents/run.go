@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/berthd/berth/wire"
 )
 
 // run is the whole measurement.
@@ -79,7 +81,7 @@ func run(ctx context.Context, s settings, out io.Writer) error {
 	if err := watch(ctx, s, server, r, idle, out); err != nil {
 		return err
 	}
-	if err := errors.Join(failures(server, r), connected(ctx, server, s.agents)); err != nil {
+	if err := errors.Join(failures(server, r), connected(ctx, s, server)); err != nil {
 		return err
 	}
 	if err := outage(ctx, s, server, r, out); err != nil {
@@ -184,7 +186,7 @@ func outage(ctx context.Context, s settings, server *server, r *record, out io.W
 		return ctx.Err()
 	case <-time.After(2 * s.logs):
 	}
-	return connected(ctx, server, s.agents)
+	return connected(ctx, s, server)
 }
 
 // failures is the error of a run with anything wrong in it.
@@ -210,26 +212,36 @@ func failures(server *server, r *record) error {
 	return errors.New("there were errors:\n" + strings.Join(all, "\n"))
 }
 
-// connected asks the server itself.
-func connected(ctx context.Context, server *server, agents int) error {
+// connected asks the server itself, until it says that every agent is connected and ready: the last to
+// come may still have to say so.
+func connected(ctx context.Context, s settings, server *server) error {
 	admin, err := server.admin()
 	if err != nil {
 		return err
 	}
-	rows, err := admin.Agents(ctx)
-	if err != nil {
-		return err
-	}
-	n := 0
-	for _, row := range rows {
-		if row.Status == "connected" && row.LifecycleState == "ready" {
-			n++
+	for limit := time.Now().Add(s.within); ; {
+		rows, err := admin.Agents(ctx)
+		if err != nil {
+			return err
+		}
+		var missing []string
+		for _, row := range rows {
+			if row.Status != wire.AgentConnected || row.LifecycleState != "ready" {
+				missing = append(missing, fmt.Sprintf("%s is %s and %s", row.Name, row.Status, row.LifecycleState))
+			}
+		}
+		if len(rows) == s.agents && len(missing) == 0 {
+			return nil
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("of %d agents not all are connected and ready: %s", len(rows), strings.Join(missing[:min(10, len(missing))], ", "))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
 		}
 	}
-	if n != agents {
-		return fmt.Errorf("the server says that %d of %d agents are connected and ready", n, agents)
-	}
-	return nil
 }
 
 // checkLogs compares what the server stored with what the agents sent.
