@@ -45,6 +45,7 @@ var mayImport = map[string][]string{
 	"control/store":       {},
 	"control/coordinator": {},
 	"control/openapi":     {},
+	"internal/golden":     {},
 	"internal/testnet":    {"identity/attest"},
 	"internal/netlab":     {},
 	"internal/berthd":     {"agent", "ptyhost", "identity", "client", "tailnet", "usage"},
