@@ -72,22 +72,26 @@ func check(t *testing.T, row, name string, f func(t *testing.T)) {
 	if !slices.Contains(rows, row) {
 		t.Fatalf("%q is no row of the table", row)
 	}
-	ok := t.Run(strings.ReplaceAll(row+": "+name, "/", "|"), f)
-	table.Lock()
-	defer table.Unlock()
-	if table.rows == nil {
-		table.rows = map[string]*tally{}
-	}
-	c := table.rows[row]
-	if c == nil {
-		c = &tally{}
-		table.rows[row] = c
-	}
-	if ok {
-		c.passed++
-	} else {
-		c.failed++
-	}
+	t.Run(strings.ReplaceAll(row+": "+name, "/", "|"), func(t *testing.T) {
+		t.Cleanup(func() { // when it is known how it ended, also of one that runs beside others
+			table.Lock()
+			defer table.Unlock()
+			if table.rows == nil {
+				table.rows = map[string]*tally{}
+			}
+			c := table.rows[row]
+			if c == nil {
+				c = &tally{}
+				table.rows[row] = c
+			}
+			if t.Failed() {
+				c.failed++
+			} else {
+				c.passed++
+			}
+		})
+		f(t)
+	})
 }
 
 // printTable prints the table, and reports whether a whole run left no row without a case.

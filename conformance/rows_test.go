@@ -97,6 +97,19 @@ port 4: GET /debug/prometheus
 ports 5-8: reserved
 any other port: forwarded to loopback
 TSMP
+berthd: order of a session
+berthd: lifecycle
+berthd: scripts and logs
+berthd: stats
+berthd: metadata
+berthd: app health
+berthd: resources
+berthd: connection reports
+berthd: banners
+berthd: environment
+berthd: reinit
+berthd: redial
+berthd: shutdown
 `), "\n")
 
 const sharedConfig = `agents:

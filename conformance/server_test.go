@@ -38,6 +38,8 @@ type stockServer struct {
 	// derp gives the map that is streamed; prefix is a path that stands before the API's.
 	derp   func() m
 	prefix string
+	// reinit answers me/reinit in place of the usual.
+	reinit http.HandlerFunc
 
 	mu       sync.Mutex
 	calls    []recorded
@@ -186,6 +188,10 @@ func (s *stockServer) serveRPC(w http.ResponseWriter, r *http.Request) {
 func (s *stockServer) serveReinit(w http.ResponseWriter, r *http.Request) {
 	if token(r) != s.agent.token {
 		respond(w, 401, map[string]any{"message": "Workspace agent not authorized."})
+		return
+	}
+	if s.reinit != nil {
+		s.reinit(w, r)
 		return
 	}
 	if r.URL.Query().Get("wait") == "true" {
