@@ -431,7 +431,7 @@ func apiCases(t *testing.T, w *world, c *client) {
 			}
 			for _, x := range object(t, b)["ports"].([]any) {
 				p := x.(map[string]any)
-				if p["port"].(float64) < 9 {
+				if p["network"] != "tcp" || p["port"].(float64) < 9 {
 					t.Errorf("the port %v is listed", p)
 				}
 				if p["port"] == port {
