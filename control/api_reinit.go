@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/berthd/berth/control/store"
 	"github.com/berthd/berth/wire"
 )
@@ -37,6 +39,12 @@ func (s *Server) getReinit(w http.ResponseWriter, r *http.Request, agent caller)
 	}
 	ctx, done := s.lasting(r)
 	defer done()
+	// What ends a link, such as the end of its token, ends this, too.
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	k := &link{id: uuid.New(), agent: agent.ID, token: agent.tokenHash, end: end}
+	s.links.add(k)
+	defer s.links.remove(k)
 	stream := sendEvents(w)
 	tell := func() error {
 		if err := stream.send(eventData, s.reinitialization(agent.Agent)); err != nil {
@@ -68,6 +76,7 @@ func (s *Server) getReinit(w http.ResponseWriter, r *http.Request, agent caller)
 				return
 			}
 		case <-ticker.C:
+			s.alive(ctx, k, false)
 			if stream.ping() != nil {
 				return
 			}

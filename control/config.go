@@ -51,11 +51,19 @@ func (s *Server) Reload(ctx context.Context) error {
 	if err == nil {
 		err = declared.readSecrets()
 	}
+	var rules *identityRules
+	if err == nil {
+		rules, err = newIdentityRules(s.config, declared.identity)
+	}
 	if err != nil {
 		return fmt.Errorf("cannot use the configuration file %s: %w", s.file.path, err)
 	}
 	if err := s.apply(ctx, declared.agents); err != nil {
 		return err
+	}
+	s.identity.Store(rules)
+	if open := rules.openProviders(declared.agents); len(open) > 0 {
+		s.log.Warn("machines of any account may be let in, if they have the id of an agent; name accounts in the configuration", "providers", open)
 	}
 	s.banners.Store(&declared.banners)
 	s.providers.Store(&declared.providers)
@@ -196,8 +204,9 @@ func (s *Server) watchConfig(ctx context.Context) error {
 // What the file holds, as it is written. See docs/config.md.
 type (
 	fileConfig struct {
-		Agents  []fileAgent  `yaml:"agents"`
-		Banners []fileBanner `yaml:"banners"`
+		Agents   []fileAgent  `yaml:"agents"`
+		Banners  []fileBanner `yaml:"banners"`
+		Identity fileIdentity `yaml:"identity"`
 
 		ExternalAuth []fileProvider `yaml:"external_auth"`
 	}
@@ -285,6 +294,7 @@ type declarations struct {
 	agents    []declaration
 	banners   []fileBanner
 	providers []*provider
+	identity  fileIdentity
 }
 
 // declaration is an agent of the file, checked.
@@ -327,7 +337,7 @@ func (d declaration) spec(id uuid.UUID) store.Spec {
 		spec.Environment = f.Environment
 	}
 	if f.Instance != nil {
-		spec.Instance = &store.Instance{Provider: f.Instance.Provider, ID: f.Instance.ID, Account: f.Instance.Account, Region: f.Instance.Region}
+		spec.Instance = f.Instance.instance()
 	}
 	for _, app := range f.Apps {
 		a := store.App{
@@ -432,6 +442,7 @@ func parseConfig(text []byte) (declarations, error) {
 	declared := declarations{banners: file.Banners}
 	m.checkBanners(file.Banners)
 	declared.providers = m.checkProviders(file.ExternalAuth)
+	declared.identity = m.checkIdentity(file.Identity)
 	for i, f := range file.Agents {
 		d := declaration{name: f.Name, file: f}
 		switch {
@@ -487,8 +498,8 @@ func (m *mistakes) checkAgent(f fileAgent, path ...any) {
 	}
 	if in := f.Instance; in != nil {
 		switch {
-		case in.Provider != "aws":
-			at("instance provider %q: only aws is known", []any{in.Provider}, "instance", "provider")
+		case !slices.Contains(clouds, in.Provider):
+			at("instance provider %q: use one of %s", []any{in.Provider, strings.Join(clouds, ", ")}, "instance", "provider")
 		case in.ID == "":
 			at("an instance needs an id", nil, "instance")
 		}

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
+	"github.com/berthd/berth/identity/attest"
 	"github.com/berthd/berth/internal/testnet"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
@@ -196,11 +198,7 @@ func cloud(t *testing.T) (aws *testnet.FakeAWS, body func(name string) string) {
 
 func TestExchange(t *testing.T) {
 	aws, body := cloud(t)
-	attester, err := aws.Attester()
-	if err != nil {
-		t.Fatal(err)
-	}
-	x := configured(t, Config{AWS: attester})
+	x := configured(t, Config{AWS: attest.AWSConfig{Certificates: map[string][]*x509.Certificate{testnet.FakeAWSRegion: aws.Certificates()}}})
 	const path = "/api/v2/workspaceagents/aws-instance-identity"
 	declare := func(text string) {
 		t.Helper()

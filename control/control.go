@@ -56,17 +56,18 @@ type Config struct {
 	RelayOnly, ForceWebSocket bool
 	// Logs bounds what is kept of agents' logs.
 	Logs store.LogLimits
-	// AWS checks identity documents; nil trusts AWS's published keys.
-	AWS Attester
+	// AWS, Azure and Google say whom to believe about machines beside the clouds themselves. The
+	// configuration file may add to it.
+	AWS    attest.AWSConfig
+	Azure  attest.AzureConfig
+	Google attest.GoogleConfig
+	// TokenLife is how long a token that a machine got for its identity lasts without a link; 0 means 24
+	// hours.
+	TokenLife time.Duration
 	// Version is this build's version, "vX.Y.Z".
 	Version string
 	// Log gets what operators should know; nil discards.
 	Log *slog.Logger
-}
-
-// Attester checks a cloud's signed statement about a machine. [attest.AWS] is one.
-type Attester interface {
-	Verify(signature, document string) (attest.Instance, error)
 }
 
 // Server is a control server. It is an http.Handler.
@@ -87,6 +88,10 @@ type Server struct {
 	file        *configFile
 	banners     atomic.Pointer[[]fileBanner] // of the configuration file; nil without one
 	providers   atomic.Pointer[[]*provider]  // likewise
+	identity    atomic.Pointer[identityRules]
+	checks      *gate // of identities
+	strangers   rate
+	metrics     metrics
 	handler     http.Handler
 
 	// stopping ends every connection that outlives its request; active counts them.
@@ -108,12 +113,12 @@ func New(ctx context.Context, config Config) (_ *Server, err error) {
 	if config.Version == "" {
 		config.Version = "v0.0.0-devel"
 	}
-	if config.AWS == nil {
-		if config.AWS, err = attest.NewAWS(); err != nil {
-			return nil, err
-		}
+	s := &Server{config: config, log: config.Log, gate: newGate(maxBeginning), checks: newGate(maxChecks)}
+	rules, err := newIdentityRules(config, fileIdentity{})
+	if err != nil {
+		return nil, err
 	}
-	s := &Server{gate: newGate(), config: config, log: config.Log}
+	s.identity.Store(rules)
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -125,7 +130,7 @@ func New(ctx context.Context, config Config) (_ *Server, err error) {
 		dir = ""
 	}
 	s.store, err = store.Open(ctx, store.Options{
-		Dir: dir, URL: config.NATSURL, Replicas: config.NATSReplicas, Logs: config.Logs, Log: s.log,
+		Dir: dir, URL: config.NATSURL, Replicas: config.NATSReplicas, TokenLife: config.TokenLife, Logs: config.Logs, Log: s.log,
 	})
 	if err != nil {
 		return nil, err
@@ -178,6 +183,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.watchRevoked(groupCtx) })
+	group.Go(func() error { return s.watchPins(groupCtx) })
 	group.Go(func() error { return s.watchWorkspaces(groupCtx) })
 	group.Go(func() error { return s.peers.run(groupCtx) })
 	if s.file != nil {

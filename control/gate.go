@@ -25,7 +25,7 @@ const (
 	comeAgain = 10 * time.Second
 )
 
-var errBusy = errors.New("too many links begin at the same time")
+var errBusy = errors.New("too many at the same time")
 
 // gate admits so many at a time, in the order they came.
 type gate struct {
@@ -33,7 +33,7 @@ type gate struct {
 	waiting atomic.Int64
 }
 
-func newGate() *gate { return &gate{slots: make(chan struct{}, maxBeginning)} }
+func newGate(slots int) *gate { return &gate{slots: make(chan struct{}, slots)} }
 
 // enter waits for a turn, which ends when leave is called; that may be done more than once.
 func (g *gate) enter(ctx context.Context) (leave func(), err error) {

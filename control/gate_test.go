@@ -15,7 +15,7 @@ import (
 // A thousand at once: few at a time, all in the end.
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
+		g := newGate(maxBeginning)
 		var inside, most, done atomic.Int64
 		var all sync.WaitGroup
 		for range 1000 {
@@ -53,7 +53,7 @@ func TestGate(t *testing.T) {
 // one who leaves gives up his place.
 func TestGateStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
+		g := newGate(maxBeginning)
 		for range maxBeginning {
 			if _, err := g.enter(t.Context()); err != nil {
 				t.Fatal(err)

@@ -29,7 +29,7 @@ func TestBodyThatNeverComes(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &Server{log: slog.New(slog.DiscardHandler), relay: relay.New(nil, nil)}
+				s := &Server{log: slog.New(slog.DiscardHandler), relay: relay.New(nil, nil), checks: newGate(maxChecks)}
 				defer s.relay.Close()
 				handler, err := s.routes()
 				if err != nil {

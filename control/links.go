@@ -116,11 +116,12 @@ func (s *Server) connected(ctx context.Context, k *link, version wire.Version) e
 	})
 }
 
-// alive records that an agent answered a probe, and ends a link whose token has ended.
+// alive records that an agent answered a probe, lets the token of its link last, and ends a link whose
+// token has ended.
 func (s *Server) alive(ctx context.Context, k *link, monitored bool) {
 	ctx, cancel := context.WithTimeout(ctx, noteBudget)
 	defer cancel()
-	t, err := s.store.TokenByHash(ctx, k.token)
+	t, err := s.store.RenewToken(ctx, k.token)
 	if errors.Is(err, store.ErrNotFound) || err == nil && t.AgentID != k.agent {
 		k.end()
 		return

@@ -67,9 +67,19 @@ func (s *Server) endpoints() []endpoint {
 	on("GET", api+"derp-map", anyone(s.getDERPMap), openapi.Operation{Summary: "The relay map, as it changes",
 		Socket: openapi.BinaryMessages, Answer: wire.DERPMap{}, Errors: []int{400}})
 
+	exchangeErrors := []int{400, 401, 404, 409, 413, 429, 500, 503}
 	on("POST", agents+"aws-instance-identity", anyone(s.postAWSInstanceIdentity), openapi.Operation{
 		Summary: "Trade a signed AWS identity document for an agent's token",
-		Body:    wire.AWSInstanceIdentity{}, Answer: wire.SessionToken{}, Errors: []int{400, 401, 404, 409, 413, 500}})
+		Body:    wire.AWSInstanceIdentity{}, Answer: wire.SessionToken{}, Errors: exchangeErrors})
+	on("POST", agents+"azure-instance-identity", anyone(s.postAzureInstanceIdentity), openapi.Operation{
+		Summary: "Trade a document that Azure attested for an agent's token",
+		Body:    wire.AzureInstanceIdentity{}, Answer: wire.SessionToken{}, Errors: exchangeErrors})
+	on("POST", agents+"google-instance-identity", anyone(s.postGoogleInstanceIdentity), openapi.Operation{
+		Summary: "Trade an identity token of Google Cloud for an agent's token",
+		Body:    wire.GoogleInstanceIdentity{}, Answer: wire.SessionToken{}, Errors: exchangeErrors})
+	on("POST", wire.PathIdentityChallenge, anyone(s.postIdentityChallenge), openapi.Operation{
+		Summary: "Ask for a challenge that the proof of a machine then answers",
+		Body:    wire.IdentityChallengeRequest{}, Answer: wire.IdentityChallenge{}, Errors: []int{400, 413, 429}})
 
 	version := openapi.Param{Name: "version", Type: "string", Doc: "API version, major.minor"}
 	resume := openapi.Param{Name: "resume_token", Type: "string", Doc: "from RefreshResumeToken: come back as the same peer"}
@@ -212,6 +222,10 @@ func (s *Server) endpoints() []endpoint {
 		Summary: "End every token of an agent, and its link", Status: 204, Errors: []int{400, 404, 500}})
 	on("POST", wire.PathBerth+"agents/{id}/claim", s.onAgent(s.postBerthClaim), openapi.Operation{
 		Summary: "Give a prebuilt workspace to its user", Status: 204, Errors: []int{400, 404, 409, 500}})
+	on("POST", wire.PathBerth+"agents/{id}/forget", s.onAgent(s.postBerthForget), openapi.Operation{
+		Summary: "Forget which installation the machine of an agent has, and end its tokens", Status: 204, Errors: []int{400, 404, 409, 500}})
+	on("GET", wire.PathBerth+"metrics", s.forUser(s.getMetrics), openapi.Operation{
+		Summary: "Counters and gauges in the text format of Prometheus", Media: openapi.Text})
 	return table
 }
 

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/berthd/berth/control"
+	"github.com/berthd/berth/identity/attest"
 	"github.com/berthd/berth/internal/testnet"
 	"github.com/berthd/berth/wire"
 )
@@ -285,10 +287,6 @@ func (s *stack) startServer(ctx context.Context, cloud *testnet.FakeAWS, log *sl
 	if err := os.WriteFile(config, []byte(agentsFile(cloud.InstanceID())), 0o600); err != nil {
 		return fmt.Errorf("cannot write the configuration: %w", err)
 	}
-	attester, err := cloud.Attester()
-	if err != nil {
-		return err
-	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("cannot listen on loopback: %w", err)
@@ -296,7 +294,7 @@ func (s *stack) startServer(ctx context.Context, cloud *testnet.FakeAWS, log *sl
 	s.url = &url.URL{Scheme: "http", Host: l.Addr().String()}
 	server, err := control.New(ctx, control.Config{
 		DataDir: filepath.Dir(s.keyFile()), AccessURL: s.url, ConfigFile: config, STUNAddr: "127.0.0.1:0",
-		AWS: attester, Version: version(), Log: log,
+		AWS: attest.AWSConfig{Certificates: map[string][]*x509.Certificate{testnet.FakeAWSRegion: cloud.Certificates()}}, Version: version(), Log: log,
 	})
 	if err != nil {
 		l.Close()

@@ -215,6 +215,9 @@ func (s *Store) PutAgent(ctx context.Context, a Agent) error {
 		if err := s.keepExchanged(ctx, a.ID, 0); err != nil {
 			return err
 		}
+		if err := s.ForgetMachine(ctx, a.ID, *old.Instance); err != nil {
+			return err
+		}
 		if err := s.revokeSubAgents(ctx, a.ID); err != nil {
 			return err
 		}
@@ -251,6 +254,9 @@ func (s *Store) DeleteAgent(ctx context.Context, id uuid.UUID) error {
 	}
 	if a.Instance != nil {
 		if err := purge(ctx, s, s.instances, instanceKey(*a.Instance)+"."+id.String()); err != nil {
+			return err
+		}
+		if err := s.ForgetMachine(ctx, id, *a.Instance); err != nil {
 			return err
 		}
 	}

@@ -76,8 +76,10 @@ type Options struct {
 	URL string
 	// Replicas is how many servers of an external cluster hold each record; 0 means 1.
 	Replicas int
-	Logs     LogLimits
-	Log      *slog.Logger
+	// TokenLife is how long an exchanged token lasts without a link; 0 means 24 hours.
+	TokenLife time.Duration
+	Logs      LogLimits
+	Log       *slog.Logger
 }
 
 func (o Options) inMemory() bool { return o.Dir == "" && o.URL == "" }
@@ -89,8 +91,8 @@ type Store struct {
 	nc    *nats.Conn
 	js    jetstream.JetStream
 
-	server, agents, names, instances, tokens, state jetstream.KeyValue
-	logs, history                                   jetstream.Stream
+	server, agents, names, instances, tokens, state, identity jetstream.KeyValue
+	logs, history                                             jetstream.Stream
 
 	closing  sync.Once
 	closeErr error
@@ -109,6 +111,7 @@ const (
 	bucketInstances = "berth_instances" // provider.hash(instance).agent id → empty
 	bucketTokens    = "berth_tokens"    // hash.H → Token; agent.ID.H → its creation time
 	bucketState     = "berth_state"     // agent id.part → what it last said
+	bucketIdentity  = "berth_identity"  // machine.provider.hash(instance) → Machine; used.hash → Use, for a while
 
 	streamLogs    = "berth_logs"
 	streamHistory = "berth_history"
@@ -126,6 +129,9 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	}
 	if opts.Replicas == 0 {
 		opts.Replicas = 1
+	}
+	if opts.TokenLife == 0 {
+		opts.TokenLife = 24 * time.Hour
 	}
 	opts.Logs = opts.Logs.withDefaults(opts.inMemory())
 	s := &Store{opts: opts}
@@ -204,7 +210,7 @@ func (s *Store) create(ctx context.Context) error {
 		kv   *jetstream.KeyValue
 	}{
 		{bucketServer, &s.server}, {bucketAgents, &s.agents}, {bucketNames, &s.names},
-		{bucketInstances, &s.instances}, {bucketTokens, &s.tokens}, {bucketState, &s.state},
+		{bucketInstances, &s.instances}, {bucketTokens, &s.tokens}, {bucketState, &s.state}, {bucketIdentity, &s.identity},
 	} {
 		kv, err := s.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
 			Bucket: b.name, History: 1, Storage: storage, Replicas: s.opts.Replicas, LimitMarkerTTL: markerTTL,

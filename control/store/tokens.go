@@ -23,6 +23,8 @@ type Token struct {
 	CreatedAt time.Time `json:"created_at"`
 	// Exchanged marks a token that a machine got for its identity, rather than a person for an agent.
 	Exchanged bool `json:"exchanged,omitempty"`
+	// ExpiresAt is when an exchanged token ends unless it is renewed. Others last until they are revoked.
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
 }
 
 // maxExchanged is how many exchanged tokens of one agent stay good: agents mint one at each
@@ -38,6 +40,9 @@ func (s *Store) MintToken(ctx context.Context, agent uuid.UUID, exchanged bool) 
 	}
 	token := wire.Secret(id.String())
 	t := Token{AgentID: agent, CreatedAt: time.Now().UTC(), Exchanged: exchanged}
+	if exchanged {
+		t.ExpiresAt = t.CreatedAt.Add(s.opts.TokenLife)
+	}
 	// The index comes first, so that every good token can be revoked.
 	if err := put(ctx, s, s.tokens, agentTokenKey(agent, TokenHash(token)), t); err != nil {
 		return "", err
@@ -80,8 +85,37 @@ func (s *Store) Token(ctx context.Context, token wire.Secret) (Token, error) {
 // TokenByHash does the same for one whose hash is all that is held.
 func (s *Store) TokenByHash(ctx context.Context, hash string) (Token, error) {
 	t, _, err := get[Token](ctx, s, s.tokens, tokenKey(hash))
-	return t, err
+	if err != nil {
+		return Token{}, err
+	}
+	if !t.ExpiresAt.IsZero() && !time.Now().Before(t.ExpiresAt) {
+		// What is open with it ends as when it is revoked.
+		if err := s.revoke(ctx, t.AgentID, agentTokenKey(t.AgentID, hash)); err != nil {
+			return Token{}, err
+		}
+		return Token{}, ErrNotFound
+	}
+	return t, nil
 }
+
+// RenewToken returns what is known of a token that is in use, as [Store.TokenByHash], and lets it last
+// its whole life from now when a part of that has passed.
+func (s *Store) RenewToken(ctx context.Context, hash string) (Token, error) {
+	t, err := s.TokenByHash(ctx, hash)
+	if err != nil || t.ExpiresAt.IsZero() || time.Until(t.ExpiresAt) > s.opts.TokenLife-s.opts.TokenLife/renewals {
+		return t, err
+	}
+	return update(ctx, s, s.tokens, tokenKey(hash), func(t *Token) error {
+		if t.AgentID == uuid.Nil {
+			return ErrNotFound // it was revoked this moment
+		}
+		t.ExpiresAt = time.Now().UTC().Add(s.opts.TokenLife)
+		return nil
+	})
+}
+
+// renewals is how often in its life a token in use is renewed: each is a write.
+const renewals = 24
 
 // RevokeTokens ends every token of an agent, and of its sub-agents: whoever had the one could ask for
 // the others.

@@ -82,7 +82,7 @@ func NewFakeAWS() (*FakeAWS, error) {
 // InstanceID is the id in the signed document.
 func (f *FakeAWS) InstanceID() string { return f.instanceID }
 
-// Certificates verify the document; a server that shall believe this fake trusts them for documents
+// Certificates verify the document; a server that shall believe this fake trusts them, for documents
 // of [FakeAWSRegion].
 func (f *FakeAWS) Certificates() []*x509.Certificate { return f.signer.Certificates() }
 

@@ -2,6 +2,7 @@ package testnet
 
 import (
 	"context"
+	"crypto/x509"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/berthd/berth/identity/attest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -101,14 +104,15 @@ func TestFakeAWSReads(t *testing.T) {
 	}
 	_, document := get("/latest/dynamic/instance-identity/document", awsTokenHeader, token)
 	_, signature := get("/latest/dynamic/instance-identity/signature", awsTokenHeader, token)
+	_, rsa2048 := get("/latest/dynamic/instance-identity/rsa2048", awsTokenHeader, token)
 	if !strings.Contains(signature, "\n") || len(signature) != 174 {
 		t.Errorf("signature of %d bytes is not base64 of 128 in lines of 76", len(signature))
 	}
-	verifier, err := f.Attester()
+	verifier, err := attest.NewAWS(attest.AWSConfig{Certificates: map[string][]*x509.Certificate{FakeAWSRegion: f.Certificates()}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	instance, err := verifier.Verify(signature, document)
+	instance, err := verifier.Verify(t.Context(), attest.AWSProof{Document: document, Signature: signature, RSA2048: rsa2048})
 	if err != nil {
 		t.Fatal(err)
 	}

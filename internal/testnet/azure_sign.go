@@ -2,6 +2,7 @@ package testnet
 
 import (
 	"cmp"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -50,13 +51,16 @@ func NewAzureSigner(leaf AzureLeaf) (*AzureSigner, error) {
 	if s.issuing, s.issuingKey, err = issue(2048, ca("Fake Azure Issuing CA"), s.root, s.rootKey); err != nil {
 		return nil, fmt.Errorf("cannot make an issuing CA: %w", err)
 	}
+	if s.leafKey, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
+		return nil, fmt.Errorf("cannot make a key: %w", err)
+	}
 	if err := s.Renew(leaf); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// Renew replaces the leaf by another of the same chain.
+// Renew replaces the leaf by another of the same chain and key.
 func (s *AzureSigner) Renew(leaf AzureLeaf) error {
 	now := time.Now().UTC()
 	if len(leaf.Names) == 0 {
@@ -71,7 +75,8 @@ func (s *AzureSigner) Renew(leaf AzureLeaf) error {
 	if leaf.Usage == nil {
 		leaf.Usage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	}
-	cert, key, err := issue(2048, &x509.Certificate{
+	var err error
+	s.leaf, err = certify(s.leafKey, &x509.Certificate{
 		Subject:  pkix.Name{Organization: []string{"Fake Azure"}, CommonName: cmp.Or(leaf.CommonName, "metadata.azure.com")},
 		DNSNames: leaf.Names, NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment, ExtKeyUsage: leaf.Usage,
@@ -80,7 +85,6 @@ func (s *AzureSigner) Renew(leaf AzureLeaf) error {
 	if err != nil {
 		return fmt.Errorf("cannot make a leaf certificate: %w", err)
 	}
-	s.leaf, s.leafKey = cert, key
 	return nil
 }
 

@@ -133,6 +133,12 @@ func issue(bits int, template *x509.Certificate, parent *x509.Certificate, paren
 	if err != nil {
 		return nil, nil, err
 	}
+	cert, err := certify(key, template, parent, parentKey)
+	return cert, key, err
+}
+
+// certify makes a certificate for a key.
+func certify(key *rsa.PrivateKey, template *x509.Certificate, parent *x509.Certificate, parentKey *rsa.PrivateKey) (*x509.Certificate, error) {
 	serial := make([]byte, 16)
 	rand.Read(serial)
 	serial[0] &= 0x7f // a serial number is positive
@@ -142,8 +148,7 @@ func issue(bits int, template *x509.Certificate, parent *x509.Certificate, paren
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), parentKey)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	cert, err := x509.ParseCertificate(der)
-	return cert, key, err
+	return x509.ParseCertificate(der)
 }
