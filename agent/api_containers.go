@@ -21,6 +21,8 @@ const (
 	goodbyeTimeout = time.Second
 	// maxWatchers bounds the watches at one time; each lists the containers for itself.
 	maxWatchers = 32
+	// goodbye is how long a watcher may take to answer that its watch is closed; a stop waits for it.
+	goodbye = time.Second
 )
 
 const pathContainers = "/api/v0/containers"
@@ -84,7 +86,9 @@ func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.CloseNow()
 	// A stop must not cut the connection before it was said goodbye on.
-	ctx, cancel := context.WithCancelCause(conn.CloseRead(context.WithoutCancel(r.Context())))
+	reading, cut := context.WithCancel(context.WithoutCancel(r.Context()))
+	defer cut()
+	ctx, cancel := context.WithCancelCause(conn.CloseRead(reading))
 	defer cancel(nil)
 	defer context.AfterFunc(r.Context(), func() { cancel(errStopping) })()
 	// Nor in the middle of a message.
@@ -110,7 +114,9 @@ func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-ctx.Done():
 			if why := context.Cause(ctx); errors.Is(why, errNoAnswer) || errors.Is(why, errStopping) {
+				impatient := time.AfterFunc(goodbye, cut) // the library itself waits for 5 s
 				conn.Close(websocket.StatusGoingAway, why.Error())
+				impatient.Stop()
 			}
 			return
 		case <-changed:

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -331,6 +333,42 @@ func TestWatchEndsWithTheAgent(t *testing.T) {
 		t.Error(err)
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// TestWatcherThatDoesNotAnswer: it does not hold up a stop beyond its second.
+func TestWatcherThatDoesNotAnswer(t *testing.T) {
+	a := testAPI()
+	a.containers.list = func(context.Context) (wire.Containers, error) { return wire.Containers{}, nil }
+	a.containers.manifest = func() *agentpb.Manifest { return nil }
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	l := listenLoopback(t)
+	served := make(chan error, 1)
+	go func() { served <- a.serve(ctx, l) }()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "GET %s/watch HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", pathContainers)
+	buf := make([]byte, 4096)
+	for seen := ""; !strings.Contains(seen, "devcontainers"); {
+		n, err := conn.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen += string(buf[:n])
+	}
+	cancel()
+	began := time.Now()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	// The library alone waits for 5 s, as long as the whole stage may take.
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("took %v", took)
+	}
 }
 
 func TestContainersSwitchedOff(t *testing.T) {

@@ -309,6 +309,23 @@ func TestAskpassGivesUp(t *testing.T) {
 	}
 }
 
+// TestByTheNameCoder: alone it explains itself, and does not run a second agent.
+func TestByTheNameCoder(t *testing.T) {
+	coder := filepath.Join(t.TempDir(), "coder")
+	if err := os.Symlink(os.Args[0], coder); err != nil {
+		t.Fatal(err)
+	}
+	env := []string{envSelf + "=1", "HOME=" + t.TempDir()}
+	for args, want := range map[string]struct {
+		code   int
+		stdout string
+	}{"": {0, usageText}, "login": {ExitUsage, ""}, "stat disk --path /proc": {0, "0/0 GiB\n"}} {
+		if code, stdout, stderr := command(t, env, coder, strings.Fields(args)...); code != want.code || stdout != want.stdout {
+			t.Errorf("coder %s: %d %q %q", args, code, stdout, stderr)
+		}
+	}
+}
+
 func FuzzPrompt(f *testing.F) {
 	f.Add("Username for 'https://github.com': ")
 	f.Add("Password for 'https://u:p@h:1/x?y#z': ")

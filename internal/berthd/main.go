@@ -10,6 +10,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -82,6 +84,9 @@ func Main(ctx context.Context, args, env []string, stdin io.Reader, stdout, stde
 	switch {
 	case len(args) > 0 && (args[0] == "--version" || args[0] == "-version"):
 		p.version()
+	case len(args) == 0 && filepath.Base(os.Args[0]) == "coder":
+		// Somebody in a session tries the name out; the agent is started as "coder agent".
+		fmt.Fprint(stdout, usageText)
 	case len(args) == 1 && (args[0] == "--help" || args[0] == "-h" || args[0] == "help"):
 		fmt.Fprint(stdout, usageText)
 		fmt.Fprint(stdout, "\nFlags of run:\n")
