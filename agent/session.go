@@ -110,14 +110,14 @@ func (a *agent) takeManifest(ctx context.Context, api agentpb.DRPCAgentClient) (
 	return m, nil
 }
 
-// inForce lets everybody know of a manifest.
+// inForce lets everybody know of a manifest, once its secrets are where scripts look for them.
 func (a *agent) inForce(ctx context.Context, m *agentpb.Manifest) {
+	writeSecrets(m.GetSecrets(), a.shell.Home(), a.log)
 	if a.manifest.Swap(m) == nil {
 		a.first.set(m)
 	} else {
 		a.newRelayMap(ctx, m.GetDerpMap())
 	}
-	writeSecrets(m.GetSecrets(), a.shell.Home(), a.log)
 }
 
 // newRelayMap gives the node the relay map of a later manifest, should the node be up.
