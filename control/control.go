@@ -83,6 +83,7 @@ type Server struct {
 	relayMap    *wire.DERPMap
 	links       links
 	gate        *gate // of links that begin
+	open        openRequests
 	peers       *peers
 	workspaces  *workspaces
 	file        *configFile

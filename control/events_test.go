@@ -232,6 +232,23 @@ func TestReinit(t *testing.T) {
 	}
 }
 
+// TestTooManyStreams: an agent that opens streams without end takes none from another.
+func TestTooManyStreams(t *testing.T) {
+	x := serve(t, Config{})
+	id, token := x.create("greedy")
+	_, other := x.create("other")
+	const path = "/api/v2/workspaceagents/me/reinit"
+	x.events(path, as(token)...)
+	for x.open.enter(id) { // as if the others were open, too
+	}
+	if status, body := x.call("GET", path, "", as(token)...); status != http.StatusTooManyRequests || !strings.Contains(body, "At most 256") {
+		t.Errorf("one more: %d %s", status, body)
+	}
+	x.events(path, as(other)...)
+	x.open.leave(id)
+	x.events(path, as(token)...)
+}
+
 // TestReinitAfterTheClaim: what is claimed while its agent is away is told when it asks.
 func TestReinitAfterTheClaim(t *testing.T) {
 	x := configured(t, Config{})

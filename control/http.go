@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -77,9 +78,45 @@ func (s *Server) agentRoute(next func(http.ResponseWriter, *http.Request, caller
 			writeError(w, notAuthorized())
 		case err != nil:
 			writeError(w, &wire.Error{StatusCode: http.StatusInternalServerError, Message: "Internal error checking workspace agent authorization.", Detail: err.Error()})
+		case !s.open.enter(agent.ID):
+			writeError(w, &wire.Error{StatusCode: http.StatusTooManyRequests, Message: "Too many requests of this agent are open.",
+				Detail: fmt.Sprintf("At most %d may be at once; end some.", maxOpen)})
 		default:
+			defer s.open.leave(agent.ID)
 			next(w, r, caller{agent, hash})
 		}
+	}
+}
+
+// maxOpen is how many requests of one agent may be open at once, its links and what it waits for
+// included. A stock agent has a handful; helpers in its sessions add some.
+const maxOpen = 256
+
+// openRequests counts the open requests of each agent, so that one cannot take all that the server has.
+type openRequests struct {
+	mu sync.Mutex
+	of map[uuid.UUID]int
+}
+
+// enter counts a request, or returns false when there are too many.
+func (o *openRequests) enter(agent uuid.UUID) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.of[agent] >= maxOpen {
+		return false
+	}
+	if o.of == nil {
+		o.of = make(map[uuid.UUID]int)
+	}
+	o.of[agent]++
+	return true
+}
+
+func (o *openRequests) leave(agent uuid.UUID) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.of[agent]--; o.of[agent] == 0 {
+		delete(o.of, agent)
 	}
 }
 
