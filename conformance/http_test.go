@@ -592,6 +592,7 @@ func TestLogsHTTP(t *testing.T) {
 }
 
 func TestReinit(t *testing.T) {
+	t.Parallel() // a ping takes 15 s
 	const row = "GET sse /api/v2/workspaceagents/me/reinit"
 	w := stage(t)
 	a := w.agent(t, "reinit")

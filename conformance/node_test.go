@@ -73,7 +73,7 @@ type node struct {
 	alive        context.Context
 	die          context.CancelFunc
 	inbox        chan packetFrom // WireGuard packets that came through the relay
-	discoPings   chan wgKey      // senders of disco pings
+	discoPongs   chan []byte     // from the transaction id on
 	tsmp         chan []byte     // TSMP messages that came out of the tunnel
 	answerTSMP   bool
 	mu           sync.Mutex
@@ -91,7 +91,7 @@ type packetFrom struct {
 func newNode(t testing.TB, access string, derpMap m, id int64, addresses ...netip.Addr) *node {
 	t.Helper()
 	n := &node{t: t, id: id, addresses: addresses, inbox: make(chan packetFrom, 1024),
-		discoPings: make(chan wgKey, 16), tsmp: make(chan []byte, 64), answerTSMP: true,
+		discoPongs: make(chan []byte, 16), tsmp: make(chan []byte, 64), answerTSMP: true,
 		discoToNode: map[wgKey]wgKey{}, peerKeys: map[string]wgKey{}}
 	n.alive, n.die = context.WithCancel(context.Background())
 	n.private, n.key = newKey()
@@ -399,8 +399,8 @@ func (n *node) readRelay() {
 	}
 }
 
-// Disco: pings that come over the relay are answered there; everything else is for direct paths, which
-// this node does not have.
+// Disco: pings that come over the relay are answered there. All but pings and pongs is for direct paths,
+// which this node does not have.
 
 var discoMagic = []byte("TS\xf0\x9f\x92\xac")
 
@@ -410,12 +410,14 @@ func (n *node) readDisco(from wgKey, data []byte) {
 	}
 	sender, nonce := wgKey(data[6:38]), [24]byte(data[38:62])
 	plain, ok := box.Open(nil, data[62:], &nonce, &sender, &n.discoPrivate)
+	if ok && len(plain) >= 14 && plain[0] == 2 {
+		select {
+		case n.discoPongs <- plain[2:]:
+		default:
+		}
+	}
 	if !ok || len(plain) < 14 || plain[0] != 1 {
 		return
-	}
-	select {
-	case n.discoPings <- from:
-	default:
 	}
 	pong := append([]byte{2, 1}, plain[2:14]...)
 	pong = append(pong, netip.MustParseAddr("::ffff:127.3.3.40").AsSlice()...)

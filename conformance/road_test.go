@@ -201,6 +201,9 @@ func TestRoadStock(t *testing.T) {
 				}
 			}
 			// The first dial asks for 2.10 and is told better; what was told is remembered.
+			startups := len(s.called("UpdateStartup"))
+			s.drop()
+			eventually(t, "berthd is back", func() bool { return len(s.called("UpdateStartup")) > startups })
 			s.mu.Lock()
 			var asked []string
 			for _, d := range s.dials {
@@ -210,9 +213,10 @@ func TestRoadStock(t *testing.T) {
 				}
 			}
 			s.mu.Unlock()
-			want := []string{"2.10"}
+			version := fmt.Sprintf("2.%d", minor)
+			want := []string{"2.10", version}
 			if minor < 10 {
-				want = append(want, fmt.Sprintf("2.%d", minor))
+				want = append(want, version)
 			}
 			if fmt.Sprint(asked) != fmt.Sprint(want) {
 				t.Errorf("berthd dialed with %v, not %v", asked, want)

@@ -110,6 +110,8 @@ berthd: environment
 berthd: reinit
 berthd: redial
 berthd: shutdown
+berthd: relay
+berthd: block options
 `), "\n")
 
 const sharedConfig = `agents:

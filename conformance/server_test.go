@@ -38,6 +38,8 @@ type stockServer struct {
 	// derp gives the map that is streamed; prefix is a path that stands before the API's.
 	derp   func() m
 	prefix string
+	// relay stands before /derp.
+	relay func(http.Handler) http.Handler
 	// reinit answers me/reinit in place of the usual.
 	reinit http.HandlerFunc
 
@@ -81,7 +83,13 @@ func newStock(t testing.TB, minor int) *stockServer {
 	t.Cleanup(func() { relay.Close() })
 	derp := derpserver.AddWebSocketSupport(relay, derpserver.Handler(relay))
 	mux := http.NewServeMux()
-	mux.Handle("/derp", derp)
+	mux.HandleFunc("/derp", func(w http.ResponseWriter, r *http.Request) {
+		if s.relay != nil {
+			s.relay(derp).ServeHTTP(w, r)
+			return
+		}
+		derp.ServeHTTP(w, r)
+	})
 	mux.HandleFunc("/derp/latency-check", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /api/v2/buildinfo", func(w http.ResponseWriter, _ *http.Request) {
 		respond(w, 200, map[string]any{"external_url": "", "version": "v2.20.1", "agent_api_version": "1.0"})
