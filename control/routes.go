@@ -50,6 +50,9 @@ type endpoint struct {
 func (s *Server) endpoints() []endpoint {
 	var table []endpoint
 	on := func(method, path string, to guarded, op openapi.Operation) {
+		if to.security == agentToken {
+			op.Errors = append([]int{http.StatusTooManyRequests}, op.Errors...) // see openRequests
+		}
 		table = append(table, endpoint{openapi.Route{Method: method, Path: path, Security: to.security, Operation: op}, to.HandlerFunc})
 	}
 	relay := anyone(s.relay.Handler().ServeHTTP)

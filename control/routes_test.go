@@ -93,7 +93,10 @@ func TestDocument(t *testing.T) {
 
 var stockRoutes = []string{
 	"GET /api/v2/derp-map",
+	"GET /api/v2/tailnet",
 	"POST /api/v2/workspaceagents/aws-instance-identity",
+	"POST /api/v2/workspaceagents/azure-instance-identity",
+	"POST /api/v2/workspaceagents/google-instance-identity",
 	"GET /api/v2/workspaceagents/connection",
 	"GET /api/v2/workspaceagents/me/rpc",
 	"PATCH /api/v2/workspaceagents/me/logs",
