@@ -318,6 +318,13 @@ func followMessages(entries []wire.LogEntry) iter.Seq[json.RawMessage] {
 			message = bytes.NewBufferString("[")
 			return ok
 		}
+		fits := func(output string) bool {
+			if len(output) > limit-512 {
+				return false // encoded it is no shorter
+			}
+			line, err := json.Marshal(output)
+			return err == nil && len(line) <= limit-512
+		}
 		add := func(e wire.LogEntry) bool {
 			line, err := json.Marshal(e)
 			if err != nil {
@@ -336,10 +343,8 @@ func followMessages(entries []wire.LogEntry) iter.Seq[json.RawMessage] {
 			rest := e.Output
 			for {
 				e.Output = rest
-				if len(rest) > piece {
-					if line, err := json.Marshal(rest); err != nil || len(line) > limit-512 {
-						e.Output = store.CutText(rest, piece)
-					}
+				if len(rest) > piece && !fits(rest) {
+					e.Output = store.CutText(rest, piece)
 				}
 				rest = rest[len(e.Output):]
 				if !add(e) {
