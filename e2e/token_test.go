@@ -180,18 +180,22 @@ func (m *machine) upToken() string {
 
 // A revoked token of a machine that proves itself: the exchange starts anew at once.
 func TestRevokedInstanceToken(t *testing.T) {
-	m := newMachine(t)
-	m.up()
-	alive := terminals(t, m.upShell)
-	old := m.upToken()
-	if !tokenPattern.MatchString(old) {
-		t.Fatalf("the session has no token: %q", old)
-	}
+	for _, cloud := range []string{"aws", "azure", "google"} {
+		t.Run(cloud, func(t *testing.T) {
+			m := newMachine(t)
+			m.up("--cloud", cloud)
+			alive := terminals(t, m.upShell)
+			old := m.upToken()
+			if !tokenPattern.MatchString(old) {
+				t.Fatalf("the session has no token: %q", old)
+			}
 
-	since := time.Now()
-	m.must("berth", "agent", "revoke", "demo")
-	waitBack(t, since, m.upToken, func(token string) bool { return token != old && tokenPattern.MatchString(token) })
-	alive()
+			since := time.Now()
+			m.must("berth", "agent", "revoke", "demo")
+			waitBack(t, since, m.upToken, func(token string) bool { return token != old && tokenPattern.MatchString(token) })
+			alive()
+		})
+	}
 }
 
 // The build is replaced: the machine becomes another agent, on that one's token.

@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -14,10 +16,10 @@ import (
 	"time"
 )
 
-// up starts berth up and waits until it is ready.
-func (m *machine) up() *daemon {
+// up starts berth up with flags and waits until it is ready.
+func (m *machine) up(flags ...string) *daemon {
 	m.t.Helper()
-	d := m.start("berth", nil, "up")
+	d := m.start("berth", nil, append([]string{"up"}, flags...)...)
 	d.wait("berth ssh demo", 30*time.Second)
 	return d
 }
@@ -26,8 +28,45 @@ var checkLine = regexp.MustCompile(`(?m)^ok\s+(\S+).*\d+ ms`)
 
 // The main job in one command, which leaves nothing behind.
 func TestUpCheck(t *testing.T) {
-	m := newMachine(t)
-	out := m.must("berth", "up", "--check")
+	for _, cloud := range []string{"aws", "azure", "google"} {
+		t.Run(cloud, func(t *testing.T) {
+			m := newMachine(t)
+			wantAllStages(t, m.must("berth", "up", "--check", "--cloud", cloud))
+			m.nothingLeft()
+		})
+	}
+}
+
+func TestUpInNoCloud(t *testing.T) {
+	out, errOut, code := newMachine(t).run(nil, "berth", "up", "--check", "--cloud", "heaven")
+	if code != 2 || !strings.Contains(errOut, "aws, azure, google") {
+		t.Errorf("exit code %d: %s%s", code, out, errOut)
+	}
+}
+
+// The same with the metadata service where it really is. The agent is told nothing of it.
+func TestUpCheckAtTheRealAddress(t *testing.T) {
+	for _, cloud := range []string{"aws", "azure", "google"} {
+		t.Run(cloud, func(t *testing.T) {
+			m := newMachine(t)
+			const address = "169.254.169.254"
+			space := fmt.Sprintf("be%d%s", os.Getpid(), cloud)
+			m.must("ip", "netns", "add", space)
+			t.Cleanup(func() {
+				if out, err := exec.Command("ip", "netns", "delete", space).CombinedOutput(); err != nil {
+					t.Errorf("cannot delete the namespace: %v: %s", err, out)
+				}
+			})
+			m.must("ip", "netns", "exec", space, "ip", "link", "set", "lo", "up")
+			m.must("ip", "netns", "exec", space, "ip", "addr", "add", address+"/32", "dev", "lo")
+			wantAllStages(t, m.must("ip", "netns", "exec", space, "berth", "up", "--check", "--cloud", cloud, "--metadata", address+":80"))
+			m.nothingLeft()
+		})
+	}
+}
+
+func wantAllStages(t *testing.T, out string) {
+	t.Helper()
 	var stages []string
 	for _, match := range checkLine.FindAllStringSubmatch(out, -1) {
 		stages = append(stages, match[1])
@@ -36,7 +75,6 @@ func TestUpCheck(t *testing.T) {
 	if got := strings.Join(stages, " "); got != want {
 		t.Errorf("stages ok: %q, want %q:\n%s", got, want, out)
 	}
-	m.nothingLeft()
 }
 
 func (m *machine) nothingLeft() {

@@ -58,10 +58,10 @@ type walk struct {
 }
 
 // check walks the main job once and tells of each stage. Its error is silent: the lines have said it.
-func (p *program) check(ctx context.Context) (err error) {
+func (p *program) check(ctx context.Context, place place) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, checkTimeout, fmt.Errorf("the check took longer than %v", checkTimeout))
 	defer cancel()
-	s, err := startStack(ctx, p.log(), ownHome)
+	s, err := startStack(ctx, p.log(), place, ownHome)
 	if err != nil {
 		return err
 	}

@@ -5,17 +5,18 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,7 +26,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/berthd/berth/control"
-	"github.com/berthd/berth/identity/attest"
 	"github.com/berthd/berth/internal/testnet"
 	"github.com/berthd/berth/wire"
 )
@@ -50,35 +50,50 @@ func (p *program) upCommand() *cobra.Command {
 		Use:   "up",
 		Short: "Run everything on this machine, to try it",
 		Long: `Run everything on this machine, on loopback: a control server, a metadata service that
-behaves as AWS's with keys made now, and an agent "demo" that is given nothing but the server's
+behaves as a cloud's with keys made now, and an agent "demo" that is given nothing but the server's
 URL and proves by its instance identity who it is. Other berth commands then work in another
 terminal. Ctrl-C stops all of it and leaves nothing behind.`,
 		Example: `  berth up
-  berth up --check   # walk the whole road once and say of each stage whether it holds`,
+  berth up --check   # walk the whole road once and say of each stage whether it holds
+  berth up --check --cloud azure`,
 		Args:              wantArgs(0, 0),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	check := cmd.Flags().Bool("check", false, "walk the main job once, print one line a stage, and exit 0 if all held")
+	var place place
+	cmd.Flags().StringVar(&place.cloud, "cloud", wire.ProviderAWS, "the cloud whose machine this seems to be: aws, azure or google")
+	cmd.RegisterFlagCompletionFunc("cloud", cobra.FixedCompletions(localClouds, cobra.ShellCompDirectiveNoFileComp))
+	cmd.Flags().StringVar(&place.metadata, "metadata", "127.0.0.1:0",
+		"where the metadata service listens; at "+realMetadata+" the agent is not told, for that is where it looks")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, stop := untilInterrupt(cmd.Context())
 		defer stop()
-		if *check {
-			return p.check(ctx)
+		if !slices.Contains(localClouds, place.cloud) {
+			return usageError(cmd, fmt.Errorf("cannot be in cloud %q: it must be %s", place.cloud, strings.Join(localClouds, ", ")))
 		}
-		return p.up(ctx)
+		if *check {
+			return p.check(ctx, place)
+		}
+		return p.up(ctx, place)
 	}
 	return cmd
 }
 
+// place is where the agent's machine seems to be.
+type place struct {
+	cloud    string // aws, azure or google
+	metadata string // address of its metadata service
+}
+
 // up runs the local stack until ctx is done or a part of it fails.
-func (p *program) up(ctx context.Context) (err error) {
+func (p *program) up(ctx context.Context, place place) (err error) {
 	start := time.Now()
 	tell := func(format string, args ...any) {
 		fmt.Fprintf(p.out, "%6.2f s  %s\n", time.Since(start).Seconds(), clean(fmt.Sprintf(format, args...)))
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s, err := startStack(ctx, p.log(), personsHome)
+	s, err := startStack(ctx, p.log(), place, personsHome)
 	if err != nil {
 		return err
 	}
@@ -246,7 +261,11 @@ const (
 )
 
 // startStack starts everything. An error leaves nothing running.
-func startStack(ctx context.Context, log *slog.Logger, home home) (_ *stack, err error) {
+func startStack(ctx context.Context, log *slog.Logger, place place, home home) (_ *stack, err error) {
+	cloud, err := newLocalCloud(place.cloud)
+	if err != nil {
+		return nil, err
+	}
 	// Kept short: below it lie Unix sockets, whose paths may have 107 bytes.
 	dir, err := os.MkdirTemp("", "berth-up-")
 	if err != nil {
@@ -260,31 +279,40 @@ func startStack(ctx context.Context, log *slog.Logger, home home) (_ *stack, err
 			err = errors.Join(err, s.stop())
 		}
 	}()
-	cloud, err := testnet.NewFakeAWS()
+	metadata, err := s.serve(running, place.metadata, cloud.metadata)
 	if err != nil {
 		return nil, err
 	}
-	metadata, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("cannot listen on loopback: %w", err)
-	}
-	s.serves.Go(func() error { return testnet.Serve(running, metadata, cloud) })
 	if err := s.startServer(running, cloud, log); err != nil {
 		return nil, err
 	}
 	if err := s.findAgent(ctx); err != nil {
 		return nil, err
 	}
-	return s, s.startAgent("http://"+metadata.Addr().String(), home)
+	var env []string
+	if place.metadata != realMetadata {
+		env = append(env, cloud.variable(metadata))
+	}
+	return s, s.startAgent(cloud.provider, env, home)
+}
+
+// serve runs a part of a cloud and returns its address.
+func (s *stack) serve(ctx context.Context, addr string, part http.Handler) (string, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return "", fmt.Errorf("cannot listen: %w", err)
+	}
+	s.serves.Go(func() error { return testnet.Serve(ctx, l, part) })
+	return l.Addr().String(), nil
 }
 
 // keyFile is where the control server keeps the admin key.
 func (s *stack) keyFile() string { return filepath.Join(s.dir, "server", "admin-key") }
 
 // startServer starts the control server with one agent, which it knows by its instance id alone.
-func (s *stack) startServer(ctx context.Context, cloud *testnet.FakeAWS, log *slog.Logger) error {
-	config := filepath.Join(s.dir, "agents.yaml")
-	if err := os.WriteFile(config, []byte(agentsFile(cloud.InstanceID())), 0o600); err != nil {
+func (s *stack) startServer(ctx context.Context, cloud *localCloud, log *slog.Logger) error {
+	file := filepath.Join(s.dir, "agents.yaml")
+	if err := os.WriteFile(file, []byte(agentsFile(cloud.provider, cloud.instance)), 0o600); err != nil {
 		return fmt.Errorf("cannot write the configuration: %w", err)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -292,10 +320,21 @@ func (s *stack) startServer(ctx context.Context, cloud *testnet.FakeAWS, log *sl
 		return fmt.Errorf("cannot listen on loopback: %w", err)
 	}
 	s.url = &url.URL{Scheme: "http", Host: l.Addr().String()}
-	server, err := control.New(ctx, control.Config{
-		DataDir: filepath.Dir(s.keyFile()), AccessURL: s.url, ConfigFile: config, STUNAddr: "127.0.0.1:0",
-		AWS: attest.AWSConfig{Certificates: map[string][]*x509.Certificate{testnet.FakeAWSRegion: cloud.Certificates()}}, Version: version(), Log: log,
-	})
+	config := control.Config{
+		DataDir: filepath.Dir(s.keyFile()), AccessURL: s.url, ConfigFile: file, STUNAddr: "127.0.0.1:0",
+		Version: version(), Log: log,
+	}
+	var keys *url.URL
+	if cloud.keys != nil {
+		addr, err := s.serve(ctx, "127.0.0.1:0", cloud.keys)
+		if err != nil {
+			l.Close()
+			return err
+		}
+		keys = &url.URL{Scheme: "http", Host: addr}
+	}
+	cloud.trust(&config, keys)
+	server, err := control.New(ctx, config)
 	if err != nil {
 		l.Close()
 		return err
@@ -315,9 +354,9 @@ func (s *stack) findAgent(ctx context.Context) error {
 	return err
 }
 
-// startAgent starts the agent process. It gets the server's URL and where the metadata service is, as
-// a virtual machine would know it; nothing secret.
-func (s *stack) startAgent(metadata string, home home) error {
+// startAgent starts the agent process. It gets the server's URL and env, which tells where the metadata
+// service is; nothing secret.
+func (s *stack) startAgent(provider string, env []string, home home) error {
 	binary, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("cannot find this program's path: %w", err)
@@ -339,12 +378,12 @@ func (s *stack) startAgent(metadata string, home home) error {
 	}
 	defer reports.Close()
 	const reportFD = "3" // the first of ExtraFiles
-	child := exec.Command(binary, childVerb, "run", "--url", s.url.String(), "--auth", "aws-instance-identity", "--state-dir", state, "--status-json", reportFD)
+	child := exec.Command(binary, childVerb, "run", "--url", s.url.String(), "--auth", provider+"-instance-identity", "--state-dir", state, "--status-json", reportFD)
 	child.ExtraFiles = []*os.File{reports}
 	if home == personsHome {
 		homeDir = ""
 	}
-	child.Env = append(childEnv(os.Environ(), homeDir), "AWS_EC2_METADATA_SERVICE_ENDPOINT="+metadata, "TMPDIR="+tmp)
+	child.Env = append(append(childEnv(os.Environ(), homeDir), env...), "TMPDIR="+tmp)
 	child.Dir = s.dir
 	child.Stdout, child.Stderr = logFile, logFile
 	child.SysProcAttr = childAttributes()
@@ -365,7 +404,7 @@ func childEnv(env []string, home string) []string {
 	for _, v := range env {
 		name, _, _ := strings.Cut(v, "=")
 		switch {
-		case strings.HasPrefix(name, "BERTH_"), strings.HasPrefix(name, "CODER"), strings.HasPrefix(name, "AWS_"), name == "TMPDIR":
+		case strings.HasPrefix(name, "BERTH_"), strings.HasPrefix(name, "CODER"), strings.HasPrefix(name, "AWS_"), strings.HasPrefix(name, "GCE_"), name == "TMPDIR":
 		case name == "HOME" && home != "":
 		default:
 			kept = append(kept, v)
@@ -497,12 +536,12 @@ var nonce = sync.OnceValue(func() string { return strings.ToLower(rand.Text()) }
 const startLine = "the start script is done"
 
 // agentsFile declares the agent: the instance it runs on, an app, and a start script.
-func agentsFile(instance string) string {
+func agentsFile(provider, instance string) string {
 	return fmt.Sprintf(`agents:
   - name: %s
     instance:
-      provider: aws
-      id: %s
+      provider: %s
+      id: %q
     apps:
       - slug: %s
         display_name: Demo
@@ -513,5 +552,5 @@ func agentsFile(instance string) string {
           echo "this line comes from the start script on $(uname -n)"
           echo "it was fetched with the agent's manifest and its output goes to the server"
           echo "%s"
-`, localAgent, instance, localApp, startLine)
+`, localAgent, provider, instance, localApp, startLine)
 }
