@@ -376,8 +376,11 @@ func (s *Server) sendMessages(w http.ResponseWriter, r *http.Request, produce fu
 		if err != nil {
 			return err
 		}
-		write, cancel := context.WithTimeout(ctx, messageWrite)
+		// A write that is cut takes the connection with it, and the word of why it ends: one that is under
+		// way when the server stops has a little time.
+		write, cancel := context.WithTimeout(context.WithoutCancel(ctx), messageWrite)
 		defer cancel()
+		defer context.AfterFunc(ctx, func() { time.AfterFunc(shutdownBudget, cancel) })()
 		return conn.Write(write, websocket.MessageText, append(message, '\n'))
 	})
 	if err != nil {

@@ -180,7 +180,10 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 	closed := make(chan struct{})
 	end := func() {
 		defer close(closed)
-		watched.ending.Store(true)
+		// A session that ended by itself is about to close the connection, or did: the reason is its own.
+		if !session.IsClosed() {
+			watched.ending.Store(true)
+		}
 		session.Close()
 	}
 	stop := context.AfterFunc(ctx, end)
