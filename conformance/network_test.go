@@ -242,3 +242,57 @@ func TestBlocked(t *testing.T) {
 		}
 	})
 }
+
+// TestDeletedAgent is what a deleted agent, and who looks at it, are told.
+func TestDeletedAgent(t *testing.T) {
+	t.Parallel()
+	w := stage(t)
+	a := w.agent(t, "deleted")
+	s := w.link(t, a, "2.10")
+	agent := s.stream("Coordinate", nil)
+	agent.say(m{"update_self": m{"node": agentNode(a)}})
+	client := w.coordinate(t, a).stream("Coordinate", nil)
+	client.say(m{"add_tunnel": m{"id": uuidBytes(a.id)}})
+	client.awaitUpdate(t, "NODE", a.id)
+	follower, resp, err := socket(t, w.url+"/api/v2/workspaceagents/"+a.id+"/logs?follow", w.key)
+	if err != nil {
+		t.Fatal(err, answer(resp))
+	}
+	if _, _, err := message(t, follower); err != nil {
+		t.Fatal(err)
+	}
+	request(t, "DELETE", w.url+"/api/v2/berth/agents/"+a.id, w.key, nil).wants(t, 204, "")
+	check(t, "GET ws /api/v2/workspaceagents/me/rpc", "a deleted agent's session ends, and its token is refused", func(t *testing.T) {
+		select {
+		case <-s.mx.CloseChan():
+		case <-time.After(patience):
+			t.Error("the session goes on")
+		}
+		request(t, "GET", w.url+"/api/v2/workspaceagents/me/rpc?version=2.10", a.token, nil, upgradeHeaders...).wants(t, 401, "Workspace agent not authorized.")
+	})
+	check(t, "Tailnet.Coordinate", "a deleted agent is gone for its clients", func(t *testing.T) {
+		for {
+			v, err := client.hear()
+			if err != nil {
+				return // the stream ended, which says as much
+			}
+			for _, x := range list(v, "peer_updates") {
+				if kind := num(x.(m), "kind"); kind == 2 || kind == 3 {
+					return
+				}
+			}
+		}
+	})
+	check(t, "GET /api/v2/workspaceagents/{id}/logs", "following a deleted agent ends with 1000", func(t *testing.T) {
+		var err error
+		for err == nil {
+			_, _, err = message(t, follower)
+		}
+		if got := websocket.CloseStatus(err); got != websocket.StatusNormalClosure {
+			t.Errorf("the close status is %v (%v)", got, err)
+		}
+	})
+	check(t, "GET /api/v2/workspaceagents/{id}", "a deleted agent", func(t *testing.T) {
+		request(t, "GET", w.url+"/api/v2/workspaceagents/"+a.id, w.key, nil).wants(t, 404, "Agent doesn't exist with that id, or you do not have access to it.")
+	})
+}

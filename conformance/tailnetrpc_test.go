@@ -387,7 +387,19 @@ func TestTailnetRPC(t *testing.T) {
 				agents[id] = x.(m)
 			}
 			if agents[b.id] != nil {
-				return
+				break
+			}
+		}
+		request(t, "DELETE", w.url+"/api/v2/berth/agents/"+b.id, w.key, nil).wants(t, 204, "")
+		for {
+			next, err := u.hear()
+			if err != nil {
+				t.Fatalf("waiting for the agent to go: %v", err)
+			}
+			for _, x := range list(next, "deleted_agents") {
+				if uuidText(blob(x.(m), "id")) == b.id {
+					return
+				}
 			}
 		}
 	})

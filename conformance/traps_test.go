@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	"github.com/google/uuid"
 )
 
@@ -46,6 +47,17 @@ func TestTrap02CookieOrHeader(t *testing.T) {
 		if _, resp := eventsBy(t, w.url+"/api/v2/workspaceagents/me/reinit", h); resp.StatusCode != 200 {
 			t.Errorf("reinit by %s:%s", name, answer(resp))
 		}
+	}
+	// The command line of 2025 does so with a person's key on its WebSockets.
+	for _, path := range []string{"coordinate?version=2.0", "logs?follow"} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		ws, resp, err := websocket.Dial(ctx, w.url+"/api/v2/workspaceagents/"+a.id+"/"+path, &websocket.DialOptions{HTTPHeader: http.Header{"Cookie": {"coder_session_token=" + w.key}}})
+		if err != nil {
+			t.Errorf("%s by cookie: %v%s", path, err, answer(resp))
+			continue
+		}
+		ws.CloseNow()
 	}
 	// berthd's own token is where both kinds of servers look.
 	s := newStock(t, 6)
