@@ -394,7 +394,7 @@ func TestLifecycleErrors(t *testing.T) {
 			case <-r.Context().Done():
 				return
 			}
-			fmt.Fprintf(w, "event: data\ndata: {\"workspace_id\":%q,\"reason\":\"prebuild_claimed\",\"owner_id\":%q}\n\n", uuidText(dutyID(1)), uuid.NewString())
+			fmt.Fprintf(w, "event: data\ndata: {\"workspace_id\":%q,\"reason\":\"prebuild_claimed\",\"owner_id\":%q}\n\n", uuidText(dutyID(1)), uuidText(dutyID(9))) // the same owner again means nothing
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		}
@@ -410,5 +410,10 @@ func TestLifecycleErrors(t *testing.T) {
 			}
 			return n == 2 && len(s.called("UpdateStartup")) == 2
 		})
+		stats := len(s.called("UpdateStats"))
+		eventually(t, "it goes on", func() bool { return len(s.called("UpdateStats")) > stats+1 })
+		if n := len(s.called("UpdateStartup")); n != 2 {
+			t.Errorf("it began %d times", n)
+		}
 	})
 }
