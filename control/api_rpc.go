@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"strings"
 
 	"github.com/google/uuid"
 	"storj.io/drpc"
@@ -127,8 +128,10 @@ func (g *guard) HandleRPC(stream drpc.Stream, name string) (err error) {
 			err = errors.New("internal server error; the server's log has more")
 		}
 	}()
-	// What no version has is for the mux to refuse.
-	if wire.CurrentVersion.HasMethod(name) && !g.version.HasMethod(name) {
+	// Also for a method that only later versions have: stock peers do not understand how the mux refuses
+	// it, and give up the link. What is of another service is for the mux.
+	ours := strings.HasPrefix(name, wire.AgentService) || strings.HasPrefix(name, wire.TailnetService)
+	if ours && !g.version.HasMethod(name) {
 		return rpc.ErrUnimplemented
 	}
 	err = g.next.HandleRPC(stream, name)

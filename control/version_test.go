@@ -95,8 +95,13 @@ func TestMethodsOfVersions(t *testing.T) {
 				t.Errorf("2.%d %s: %v", minor, name, err)
 			}
 		}
-		if code, err := link.tried(t, "/coder.agent.v2.Agent/Nonsense"); code != 0 || !strings.Contains(err.Error(), "unknown rpc") {
-			t.Errorf("2.%d: a method of no version: code %d, %v", minor, code, err)
+		for _, method := range []string{wire.AgentService + "OfLater", wire.TailnetService + "OfLater"} {
+			if code, err := link.tried(t, method); code != wire.CodeUnimplemented || !strings.HasSuffix(err.Error(), "Unimplemented") {
+				t.Errorf("2.%d: %s, a method of no version: code %d, %v", minor, method, code, err)
+			}
+		}
+		if code, err := link.tried(t, "/coder.agent.v9.Agent/GetManifest"); code != 0 || !strings.Contains(err.Error(), "unknown rpc") {
+			t.Errorf("2.%d: a service that there is not: code %d, %v", minor, code, err)
 		}
 	}
 }
