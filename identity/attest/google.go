@@ -107,10 +107,6 @@ func (g *Google) verify(ctx context.Context, proof GoogleProof) (Instance, error
 	if err != nil {
 		return Instance{}, err
 	}
-	// A token for several is one that others hold, too.
-	if len(token.Audience) != 1 {
-		return Instance{}, fmt.Errorf("token is for audiences %q, not for one", token.Audience)
-	}
 	now := g.clock.now()
 	switch span := token.Expiry.Sub(token.IssuedAt); {
 	case token.IssuedAt.After(now.Add(futureSkew)):
@@ -182,6 +178,10 @@ func parseGoogleClaims(text []byte) (Instance, error) {
 	claims, err := parseObject(text)
 	if err != nil {
 		return Instance{}, fmt.Errorf("%w: %w", ErrClaims, err)
+	}
+	// A list, even of one, is not what Google writes: what is for several is what others hold, too.
+	if _, err := claims.text("aud"); err != nil {
+		return Instance{}, err
 	}
 	google, err := claims.object("google")
 	if err != nil {
