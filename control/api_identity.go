@@ -313,10 +313,11 @@ func (s *Server) audit(r *http.Request, e *exchange, result string, reason error
 		}
 	}
 	if e.agent.Name == "" && e.name != "" {
-		attrs = append(attrs, slog.String("asked_for", e.name))
+		attrs = append(attrs, slog.String("asked_for", short(e.name)))
 	}
 	if reason != nil {
-		attrs = append(attrs, slog.String("reason", reason.Error()))
+		// It quotes what a stranger sent, who shall not fill the log.
+		attrs = append(attrs, slog.String("reason", store.CutText(reason.Error(), maxText)))
 	}
 	s.log.LogAttrs(r.Context(), level, "audit: a machine's identity", attrs...)
 }
