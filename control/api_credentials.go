@@ -69,14 +69,12 @@ func (s *Server) getExternalAuth(w http.ResponseWriter, r *http.Request, agent c
 	defer done()
 	c, err := p.credential(ctx)
 	if query.Has("listen") && errors.Is(err, errNoToken) {
-		p, c, err = s.awaitCredential(ctx, p)
+		p, c, err = s.awaitCredential(ctx, p, agent.tokenHash)
 		extendWrite(w) // it may have taken long
-		if _, ended := s.store.TokenByHash(ctx, agent.tokenHash); errors.Is(ended, store.ErrNotFound) {
-			writeError(w, notAuthorized()) // what was good when it began may not be now
-			return
-		}
 	}
 	switch {
+	case errors.Is(err, errTokenEnded):
+		writeError(w, notAuthorized())
 	case errors.Is(err, errNoToken):
 		writeJSON(w, http.StatusOK, wire.ExternalAuth{URL: s.config.AccessURL.JoinPath(externalAuthPath, p.id).String()})
 	case err != nil && ctx.Err() != nil:
@@ -93,9 +91,12 @@ func (s *Server) getExternalAuth(w http.ResponseWriter, r *http.Request, agent c
 	}
 }
 
+// errTokenEnded is why an agent waits no more for a credential.
+var errTokenEnded = errors.New("the token of the agent has ended")
+
 // awaitCredential waits for a provider, as it is declared at the time, to have a credential, until ctx
-// is done. What goes wrong meanwhile may pass.
-func (s *Server) awaitCredential(ctx context.Context, p *provider) (*provider, credential, error) {
+// is done or the agent's token has ended. What else goes wrong meanwhile may pass.
+func (s *Server) awaitCredential(ctx context.Context, p *provider, tokenHash string) (*provider, credential, error) {
 	ticker := time.NewTicker(askedFor)
 	defer ticker.Stop()
 	for {
@@ -104,13 +105,19 @@ func (s *Server) awaitCredential(ctx context.Context, p *provider) (*provider, c
 			return p, credential{}, ctx.Err()
 		case <-ticker.C:
 		}
+		now, c, err := p, credential{}, errNoToken
 		for _, declared := range s.declaredProviders() {
-			if declared.id != p.id {
-				continue
+			if declared.id == p.id {
+				now = declared
+				c, err = declared.credential(ctx)
 			}
-			if c, err := declared.credential(ctx); err == nil {
-				return declared, c, nil
-			}
+		}
+		// After that, which may have taken its time.
+		if _, ended := s.store.TokenByHash(ctx, tokenHash); errors.Is(ended, store.ErrNotFound) {
+			return p, credential{}, errTokenEnded
+		}
+		if err == nil {
+			return now, c, nil
 		}
 	}
 }
