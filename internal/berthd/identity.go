@@ -66,13 +66,16 @@ func (s *identitySettings) handedOver(log *slog.Logger) identity.Source {
 	return nil
 }
 
-// onRefused says what a refused token leads to. Process 1 stays unless it is told otherwise: it would
-// take the container, and with it the terminals, along.
-func (s *identitySettings) onRefused(pid int) agent.RefusedPolicy {
+// onRefused says what a refused token leads to. Unless told otherwise, these stay: process 1, which
+// would take the container, and with it the terminals, along; and an agent that a stock start script
+// started, since nothing starts it again. A stock server refuses its token while the next build runs,
+// and takes the same one afterwards where a prebuilt workspace was claimed.
+func (s *settings) onRefused(pid int) agent.RefusedPolicy {
+	exit := s.identity.exitOnRefused
 	switch {
-	case s.exitOnRefused != nil && *s.exitOnRefused:
+	case exit != nil && *exit:
 		return agent.ExitWhenRefused
-	case s.exitOnRefused != nil || pid == 1:
+	case exit != nil || pid == 1 || s.stock:
 		return agent.StayWhenRefused
 	}
 	return agent.ExitWhenLost

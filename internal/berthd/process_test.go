@@ -222,6 +222,17 @@ func TestExitOnRefused(t *testing.T) {
 	}
 }
 
+// TestHangupOfStockAgent: nothing starts an agent again that a stock start script started, so it stops.
+func TestHangupOfStockAgent(t *testing.T) {
+	srv := httptest.NewServer(answer(503, "Wait."))
+	defer srv.Close()
+	d := start(t, []string{"CODER_AGENT_URL=" + srv.URL}, "agent")
+	d.says("level=WARN", "Wait")
+	if code := d.stop(syscall.SIGHUP); code != ExitOK {
+		t.Errorf("exit code %d after SIGHUP, want %d", code, ExitOK)
+	}
+}
+
 func TestSecondBerthd(t *testing.T) {
 	srv := httptest.NewServer(answer(503, "Wait."))
 	defer srv.Close()

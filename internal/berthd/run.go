@@ -51,7 +51,7 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	}
 	defer steps.close()
 
-	ctx, release := withSignals(ctx, log)
+	ctx, release := withSignals(ctx, s.stock, log)
 	defer release()
 	cfg, err := s.agentConfig(ctx, log, steps.tell)
 	if err != nil {
@@ -98,7 +98,7 @@ func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(
 	}
 	cfg := agent.Config{
 		Server:    server,
-		OnRefused: s.identity.onRefused(os.Getpid()),
+		OnRefused: s.onRefused(os.Getpid()),
 		Dirs:      agent.Dirs{Logs: s.dirs.logs, ScriptData: s.dirs.scriptData},
 		Services: agent.Services{
 			SSHMaxTimeout:            s.services.sshMaxTimeout,
@@ -131,8 +131,8 @@ func prepareEnvironment(socket string) error {
 }
 
 // withSignals returns a context that SIGINT and SIGTERM end, and SIGHUP ends with the cause
-// [agent.ErrRestart].
-func withSignals(ctx context.Context, log *slog.Logger) (context.Context, func()) {
+// [agent.ErrRestart]; to the stock agent, which nobody starts again, it means the same as the others.
+func withSignals(ctx context.Context, stock bool, log *slog.Logger) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -142,7 +142,7 @@ func withSignals(ctx context.Context, log *slog.Logger) (context.Context, func()
 		select {
 		case sig := <-signals:
 			log.Info("stopping", "signal", sig)
-			if sig == syscall.SIGHUP {
+			if sig == syscall.SIGHUP && !stock {
 				cancel(agent.ErrRestart)
 			} else {
 				cancel(nil)

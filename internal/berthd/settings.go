@@ -26,6 +26,8 @@ type settings struct {
 	dirs     dirSettings
 	services serviceSettings
 	output   outputSettings
+	// stock tells that berthd was started as the stock agent is. The scripts that do so start it once.
+	stock bool
 	// ignored are the stock agent's flags that were given and have no effect.
 	ignored []string
 }
@@ -140,7 +142,7 @@ var options = []option{
 		usage: "`name` of this agent, where one machine has several",
 		bind:  text(func(s *settings) *string { return &s.identity.agentName }, "")},
 	{name: "exit-on-refused", env: "BERTH_EXIT_ON_REFUSED",
-		usage: "exit with 77 when the server refuses the token twice; false never does. Without it, berthd leaves when a token was good, is refused for 20 s and cannot be had anew, unless it is process 1",
+		usage: "exit with 77 when the server refuses the token twice; false never does. Without it, berthd leaves when a token was good, is refused for 20 s and cannot be had anew, unless it is process 1 or was called by the verb agent",
 		bind:  choice(func(s *settings) **bool { return &s.identity.exitOnRefused })},
 	{name: "header", env: "BERTH_HEADER", fallback: "CODER_AGENT_HEADER", stock: "agent-header", reach: true,
 		usage: "`key=value` header for every request to the server and relay; repeatable, in the variable separated by commas",
@@ -297,7 +299,7 @@ func printOptions(w io.Writer) {
 // parseSettings reads flags, then variables, then the stock agent's variables: the first that says
 // something wins. With stock, the stock agent's flags are taken too.
 func parseSettings(args []string, env environment, stock bool) (*settings, error) {
-	s := &settings{}
+	s := &settings{stock: stock}
 	fs := flags(s)
 	if stock {
 		stockFlags(fs, s)

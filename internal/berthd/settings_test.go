@@ -407,17 +407,24 @@ func TestSources(t *testing.T) {
 
 func TestOnRefused(t *testing.T) {
 	for name, tt := range map[string]struct {
-		args []string
-		pid  int
-		want agent.RefusedPolicy
+		args  []string
+		pid   int
+		stock bool
+		want  agent.RefusedPolicy
 	}{
-		"nothing said":         {nil, 7, agent.ExitWhenLost},
-		"process 1":            {nil, 1, agent.StayWhenRefused},
-		"exit":                 {[]string{"--exit-on-refused"}, 7, agent.ExitWhenRefused},
-		"process 1 shall exit": {[]string{"--exit-on-refused=true"}, 1, agent.ExitWhenRefused},
-		"stay":                 {[]string{"--exit-on-refused=false"}, 7, agent.StayWhenRefused},
+		"nothing said":             {nil, 7, false, agent.ExitWhenLost},
+		"process 1":                {nil, 1, false, agent.StayWhenRefused},
+		"as stock scripts do":      {nil, 7, true, agent.StayWhenRefused},
+		"exit":                     {[]string{"--exit-on-refused"}, 7, false, agent.ExitWhenRefused},
+		"process 1 shall exit":     {[]string{"--exit-on-refused=true"}, 1, false, agent.ExitWhenRefused},
+		"a stock agent shall exit": {[]string{"--exit-on-refused"}, 7, true, agent.ExitWhenRefused},
+		"stay":                     {[]string{"--exit-on-refused=false"}, 7, false, agent.StayWhenRefused},
 	} {
-		if got := parse(t, nil, tt.args...).identity.onRefused(tt.pid); got != tt.want {
+		s, err := parseSettings(tt.args, environment{"HOME": "/home/x"}, tt.stock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.onRefused(tt.pid); got != tt.want {
 			t.Errorf("%s: policy %d, want %d", name, got, tt.want)
 		}
 	}
