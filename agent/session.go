@@ -106,6 +106,7 @@ func (a *agent) takeManifest(ctx context.Context, api agentpb.DRPCAgentClient) (
 		a.changed.Store(true)
 		return nil, errAgentChanged
 	}
+	a.reporter.For(id)
 	a.shell.Update(m, a.token())
 	return m, nil
 }

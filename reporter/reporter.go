@@ -178,6 +178,10 @@ func overHTTP(err error) error {
 	return fmt.Errorf("%w: %w", errNoAnswer, err)
 }
 
+// For says which agent it is that reports. Call it before Deliver: log lines that another agent left in
+// Dir are dropped.
+func (r *Reporter) For(agent uuid.UUID) { r.spool.belongTo(agent) }
+
 // Writer returns a stream of the log source, whose lines get level. Writing never waits for the
 // server: see the package's documentation for what becomes of a line. A line that has no end yet is
 // handed over by Close.

@@ -57,6 +57,7 @@ type spool struct {
 	writable bool       // the last segment takes records
 	number   uint64     // of the newest segment
 	id       uuid.UUID  // under which new lines are numbered
+	agent    uuid.UUID  // whose lines they are; nil if nobody has said
 	next     map[uuid.UUID]uint64
 	acked    map[stream]uint64
 	refused  bool // the disk refused, and that was said
@@ -113,6 +114,7 @@ func (s *spool) recover() {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("the log spool's state is damaged; lines that the server has already may be sent again", "dir", s.dir, "err", err)
 	}
+	s.agent = st.Agent
 	for _, a := range st.Acknowledged {
 		s.acked[stream{a.Spool, a.Source}] = a.Sequence
 	}
@@ -185,6 +187,35 @@ func (s *spool) advance(key stream, last uint64) {
 func (s *spool) renew() {
 	s.id = uuid.New()
 	s.next = map[uuid.UUID]uint64{}
+}
+
+// belongTo says whose lines they are from now on. Those of another agent are dropped: a state directory
+// may outlive its workspace's build, or be copied with its machine, and no server should show the lines
+// of one agent as another's.
+func (s *spool) belongTo(agent uuid.UUID) {
+	s.mu.Lock()
+	if s.agent == agent || s.closed {
+		s.mu.Unlock()
+		return
+	}
+	if s.agent != uuid.Nil {
+		var dropped int64
+		for _, seg := range s.segments {
+			dropped += seg.size
+			if err := seg.remove(); err != nil {
+				s.log.Warn("cannot remove a part of the log spool", "err", err)
+			}
+		}
+		if dropped -= s.offset; dropped > 0 {
+			s.log.Info("log lines of the agent that was here before are dropped", "agent", s.agent, "bytes", dropped)
+		}
+		s.segments, s.offset, s.writable = nil, 0, false
+		s.acked = map[stream]uint64{}
+		s.renew()
+	}
+	s.agent = agent
+	s.mu.Unlock()
+	s.save()
 }
 
 // append numbers lines and adds them. It never waits for room or for the server.
@@ -448,7 +479,7 @@ func (s *spool) save() {
 func (s *spool) state() state {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := state{Boot: s.boot, Spool: s.id, Offset: s.offset, Segment: s.number + 1}
+	st := state{Boot: s.boot, Agent: s.agent, Spool: s.id, Offset: s.offset, Segment: s.number + 1}
 	live := map[uuid.UUID]bool{s.id: true}
 	if len(s.segments) > 0 {
 		st.Segment = s.segments[0].number

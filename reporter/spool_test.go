@@ -113,6 +113,37 @@ func TestLevelsAndLastLine(t *testing.T) {
 	}
 }
 
+// TestAnotherAgentsLines: what an agent left undelivered is sent when it is back, and is nobody else's.
+func TestAnotherAgentsLines(t *testing.T) {
+	s := newServer(t)
+	dir := t.TempDir()
+	one, other := uuid.New(), uuid.New()
+	for _, left := range []struct {
+		agent uuid.UUID
+		lines []string
+	}{{one, numbered(1, 10)}, {one, numbered(11, 20)}, {other, numbered(21, 30)}} {
+		r, err := Open(Config{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left.agent == other { // the first agent's are still there
+			if got := r.spool.backlog(); got == 0 {
+				t.Error("nothing was left for the agent itself")
+			}
+		}
+		r.For(left.agent)
+		write(t, r, sourceA, left.lines...)
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := open(t, Config{Dir: dir})
+	r.For(other)
+	link1(t, r, s, wire.CurrentVersion)
+	flush(t, r)
+	wantLines(t, s, sourceA, numbered(21, 30))
+}
+
 func TestRestartGoesOnWhereItWas(t *testing.T) {
 	s := newServer(t)
 	dir := t.TempDir()

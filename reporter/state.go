@@ -19,6 +19,8 @@ type state struct {
 	// Boot is the machine's boot in which it was written: after another, the newest records may
 	// have been lost with the power, and their numbers must not be used again.
 	Boot string `json:"boot"`
+	// Agent is whose lines they are; nil if nobody has said.
+	Agent uuid.UUID `json:"agent"`
 	// Spool is the id under which new lines are numbered.
 	Spool uuid.UUID `json:"spool"`
 	// Segment and Offset are where the first unacknowledged record is.
