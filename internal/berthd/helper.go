@@ -40,17 +40,17 @@ func (p process) server(ctx context.Context) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	proofKey := ""
-	if s.identity.token != "" {
-		s.identity.auth = "token" // however the agent came by it
-	} else if dir, err := stateDir(env); err == nil {
-		proofKey = filepath.Join(dir, proofKeyFile)
-	}
 	server, err := s.reach(ctx)
 	if err != nil {
 		return nil, err
 	}
-	source, err := s.identity.source(server, proofKey, slog.New(slog.DiscardHandler), func(agent.Event) {})
+	exchange := exchanger(server)
+	if s.identity.token != "" {
+		s.identity.auth = "token" // however the agent came by it
+	} else if dir, err := stateDir(env); err == nil {
+		exchange.ProofKey = filepath.Join(dir, proofKeyFile)
+	}
+	source, err := s.identity.source(exchange, slog.New(slog.DiscardHandler), func(agent.Event) {})
 	if err != nil {
 		return nil, err
 	}

@@ -12,11 +12,16 @@ import (
 // proofKeyFile is where in the state directory the machine's proof key is kept.
 const proofKeyFile = "identity_ed25519_key"
 
+// exchanger reaches the server with proofs of identity.
+func exchanger(server agent.Server) *identity.Exchanger {
+	return &identity.Exchanger{URL: server.URL, HTTP: server.HTTP, Header: server.Header}
+}
+
 // source returns where the token comes from.
-func (s *identitySettings) source(server agent.Server, proofKey string, log *slog.Logger, tell func(agent.Event)) (identity.Source, error) {
+func (s *identitySettings) source(exchange *identity.Exchanger, log *slog.Logger, tell func(agent.Event)) (identity.Source, error) {
 	cloud := identity.CloudConfig{
 		AgentName: strings.TrimSpace(s.agentName),
-		Exchange:  &identity.Exchanger{URL: server.URL, HTTP: server.HTTP, Header: server.Header, ProofKey: proofKey},
+		Exchange:  exchange,
 		Stage: func(name, source string, took time.Duration) {
 			steps := map[string]agent.Step{identity.StageFetched: agent.StepIdentity, identity.StageExchanged: agent.StepExchange}
 			tell(agent.Event{Time: time.Now(), Step: steps[name], Took: took.Milliseconds(), Detail: source})

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime/debug"
 	"syscall"
 
@@ -53,15 +52,16 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 
 	ctx, release := withSignals(ctx, s.stock, log)
 	defer release()
-	cfg, err := s.agentConfig(ctx, log, steps.tell)
+	cfg, exchange, err := s.agentConfig(ctx, log, steps.tell)
 	if err != nil {
 		return err
 	}
-	state, err := agent.OpenState(s.dirs.state)
+	state, err := s.openState(log)
 	if err != nil {
 		return stateError{err}
 	}
 	defer state.Close()
+	exchange.ProofKey = state.Path(proofKeyFile)
 	socket, err := agent.SocketPath(s.dirs.state, agent.LocalSocket)
 	if err != nil {
 		return stateError{err}
@@ -90,12 +90,35 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	return nil
 }
 
-// agentConfig turns settings into what the agent takes, checked.
-func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(agent.Event)) (agent.Config, error) {
+// openState takes hold of the state directory. A stock agent needs none: started as one is, where nobody
+// said which to use, berthd goes on in a new directory when the default cannot be had. The home of a
+// container's user may not be writable, or be shared by several agents of one workspace.
+func (s *settings) openState(log *slog.Logger) (*agent.State, error) {
+	err := errNoPlace
+	if s.dirs.state != "" {
+		var state *agent.State
+		if state, err = agent.OpenState(s.dirs.state); err == nil || !s.stock || !s.dirs.stateByDefault {
+			return state, err
+		}
+	}
+	dir, tempErr := os.MkdirTemp("", "berthd-")
+	if tempErr != nil {
+		return nil, errors.Join(err, tempErr)
+	}
+	log.Warn("the default state directory cannot be used; a new one takes its place, which the next start will not find",
+		"state", dir, "error", err, "fix", "set BERTH_STATE_DIR to a directory that is writable and only this agent's")
+	s.dirs.state = dir
+	return agent.OpenState(dir)
+}
+
+// agentConfig turns settings into what the agent takes, checked. The exchanger that its identity uses
+// has no proof key yet.
+func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(agent.Event)) (agent.Config, *identity.Exchanger, error) {
 	server, err := s.reach(ctx)
 	if err != nil {
-		return agent.Config{}, err
+		return agent.Config{}, nil, err
 	}
+	exchange := exchanger(server)
 	cfg := agent.Config{
 		Server:    server,
 		OnRefused: s.onRefused(os.Getpid()),
@@ -115,8 +138,8 @@ func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(
 		Log:       log,
 		Event:     tell,
 	}
-	cfg.Identity, err = s.identity.source(cfg.Server, filepath.Join(s.dirs.state, proofKeyFile), log, tell)
-	return cfg, err
+	cfg.Identity, err = s.identity.source(exchange, log, tell)
+	return cfg, exchange, err
 }
 
 // prepareEnvironment makes the process environment what children may inherit: no credentials of

@@ -49,7 +49,10 @@ type identitySettings struct {
 	exitOnRefused *bool // nil when nothing is said
 }
 
-type dirSettings struct{ state, logs, scriptData string }
+type dirSettings struct {
+	state, logs, scriptData string
+	stateByDefault          bool // nobody said which
+}
 
 type serviceSettings struct {
 	devcontainers     bool
@@ -326,10 +329,10 @@ func parseSettings(args []string, env environment, stock bool) (*settings, error
 	s.identity.readToken(env)
 	if s.dirs.state == "" {
 		dir, err := defaultStateDir(os.Getuid(), env)
-		if err != nil {
+		if err != nil && !stock {
 			return nil, err
 		}
-		s.dirs.state = dir
+		s.dirs.state, s.dirs.stateByDefault = dir, true
 	}
 	return s, s.check()
 }
@@ -434,6 +437,8 @@ func stateDir(env environment) (string, error) {
 	return defaultStateDir(os.Getuid(), env)
 }
 
+var errNoPlace = usagef("there is no place for state: set --state-dir or BERTH_STATE_DIR, or HOME")
+
 // defaultStateDir is where an agent keeps its state unless it is told.
 func defaultStateDir(uid int, env environment) (string, error) {
 	if uid == 0 && writable("/var/lib") {
@@ -445,7 +450,7 @@ func defaultStateDir(uid int, env environment) (string, error) {
 	if home := env["HOME"]; filepath.IsAbs(home) {
 		return filepath.Join(home, ".local", "state", "berthd"), nil
 	}
-	return "", usagef("there is no place for state: set --state-dir or BERTH_STATE_DIR, or HOME")
+	return "", errNoPlace
 }
 
 // writable tells whether a directory on a file system that is not read-only can be written to.

@@ -2,6 +2,7 @@ package berthd
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 	"net/http"
 	"os"
@@ -397,7 +398,7 @@ func TestSources(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := parse(t, tt.env)
-			source, err := s.identity.source(agent.Server{}, "", slog.New(slog.DiscardHandler), func(agent.Event) {})
+			source, err := s.identity.source(exchanger(agent.Server{}), slog.New(slog.DiscardHandler), func(agent.Event) {})
 			if err != nil || source.String() != tt.want {
 				t.Errorf("source %v, %v; want %s", source, err, tt.want)
 			}
@@ -427,5 +428,44 @@ func TestOnRefused(t *testing.T) {
 		if got := s.onRefused(tt.pid); got != tt.want {
 			t.Errorf("%s: policy %d, want %d", name, got, tt.want)
 		}
+	}
+}
+
+// TestOpenState: the user of a container may have no home that can be written to, or one that several
+// agents share. A stock agent works there.
+func TestOpenState(t *testing.T) {
+	held := t.TempDir()
+	other, err := agent.OpenState(held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for name, tt := range map[string]struct {
+		stock bool
+		dirs  dirSettings
+		want  error // nil: a new directory
+	}{
+		"not writable":         {true, dirSettings{state: "/dev/null/s", stateByDefault: true}, nil},
+		"held by another":      {true, dirSettings{state: held, stateByDefault: true}, nil},
+		"no home at all":       {true, dirSettings{stateByDefault: true}, nil},
+		"as it was told":       {true, dirSettings{state: held}, agent.ErrStateBusy},
+		"not as a stock agent": {false, dirSettings{state: held, stateByDefault: true}, agent.ErrStateBusy},
+	} {
+		t.Run(name, func(t *testing.T) {
+			temp := t.TempDir()
+			t.Setenv("TMPDIR", temp)
+			s := &settings{stock: tt.stock, dirs: tt.dirs}
+			state, err := s.openState(slog.New(slog.DiscardHandler))
+			if !errors.Is(err, tt.want) {
+				t.Fatalf("error %v, want %v", err, tt.want)
+			}
+			if err != nil {
+				return
+			}
+			defer state.Close()
+			if dir := filepath.Dir(state.Path("x")); filepath.Dir(dir) != temp || s.dirs.state != dir {
+				t.Errorf("state in %s, and settings say %s", dir, s.dirs.state)
+			}
+		})
 	}
 }
