@@ -22,6 +22,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
@@ -203,6 +204,48 @@ func TestManifestBeforeTheFirst(t *testing.T) {
 	a.handler().ServeHTTP(w, request("GET", "/debug/manifest", ""))
 	if w.Code != http.StatusInternalServerError {
 		t.Errorf("status %d, want 500", w.Code)
+	}
+}
+
+// TestManifestLists: apps, scripts and all else look as in the JSON of the server, where ids are UUIDs and
+// times are numbers.
+func TestManifestLists(t *testing.T) {
+	id := uuid.MustParse("6b1a3b5c-0d2e-4f60-8a7b-9c8d7e6f5a4b")
+	a := testAPI()
+	a.manifest = func() *agentpb.Manifest {
+		return &agentpb.Manifest{
+			Apps: []*agentpb.WorkspaceApp{{
+				Id: id[:], Slug: "code", Url: "http://localhost:1", SharingLevel: agentpb.WorkspaceApp_OWNER, Health: agentpb.WorkspaceApp_HEALTHY,
+				Healthcheck: &agentpb.WorkspaceApp_Healthcheck{Url: "http://localhost:1/up", Interval: durationpb.New(5 * time.Second), Threshold: 6},
+			}},
+			Metadata:      []*agentpb.WorkspaceAgentMetadata_Description{{Key: "k", Interval: durationpb.New(10), Timeout: durationpb.New(3)}},
+			Scripts:       []*agentpb.WorkspaceAgentScript{{Id: id[:], LogSourceId: id[:], RunOnStart: true, Timeout: durationpb.New(time.Minute)}},
+			Devcontainers: []*agentpb.WorkspaceAgentDevcontainer{{Id: id[:], Name: "dev", WorkspaceFolder: "/w", SubagentId: id[:]}},
+		}
+	}
+	w := httptest.NewRecorder()
+	a.handler().ServeHTTP(w, request("GET", "/debug/manifest", ""))
+	var got struct {
+		Apps          json.RawMessage
+		Metadata      json.RawMessage
+		Scripts       json.RawMessage
+		Devcontainers json.RawMessage
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		string(got.Apps): `[{"id":"6b1a3b5c-0d2e-4f60-8a7b-9c8d7e6f5a4b","url":"http://localhost:1","external":false,"slug":"code","subdomain":false,` +
+			`"sharing_level":"owner","healthcheck":{"url":"http://localhost:1/up","interval":5,"threshold":6},"health":"healthy","hidden":false,"open_in":"","statuses":[]}]`,
+		string(got.Metadata): `[{"display_name":"","key":"k","script":"***REDACTED***","interval":10,"timeout":3}]`,
+		string(got.Scripts): `[{"id":"6b1a3b5c-0d2e-4f60-8a7b-9c8d7e6f5a4b","log_source_id":"6b1a3b5c-0d2e-4f60-8a7b-9c8d7e6f5a4b","log_path":"",` +
+			`"script":"***REDACTED***","cron":"","run_on_start":true,"run_on_stop":false,"start_blocks_login":false,"timeout":60000000000,"display_name":""}]`,
+		string(got.Devcontainers): `[{"id":"6b1a3b5c-0d2e-4f60-8a7b-9c8d7e6f5a4b","name":"dev","workspace_folder":"/w",` +
+			`"subagent_id":"6b1a3b5c-0d2e-4f60-8a7b-9c8d7e6f5a4b","status":"","dirty":false}]`,
+	} {
+		if text != want {
+			t.Errorf("got  %s\nwant %s", text, want)
+		}
 	}
 }
 
