@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -195,6 +196,53 @@ func TestRevokedInstanceToken(t *testing.T) {
 			waitBack(t, since, m.upToken, func(token string) bool { return token != old && tokenPattern.MatchString(token) })
 			alive()
 		})
+	}
+}
+
+// A machine that lost its proof key is another one to the server, until the server is told to forget the
+// first. The agent says so, and is back by itself.
+func TestLostProofKey(t *testing.T) {
+	m := newMachine(t)
+	up := m.up()
+	alive := terminals(t, m.upShell)
+	old := m.upToken()
+	key := m.upFile("state/identity_ed25519_key")
+	if info, err := os.Stat(key); err != nil || info.Mode() != 0o600 {
+		t.Fatalf("the proof key: %v, %v", info, err)
+	}
+	if err := os.Remove(key); err != nil {
+		t.Fatal(err)
+	}
+	m.must("berth", "agent", "revoke", "demo")
+	log := m.upFile("berthd.log")
+	eventually(t, backWithin, "the agent says that another key proved itself before", func() bool {
+		return strings.Contains(read(t, log), "berth agent forget demo")
+	})
+	m.forget(up)
+	eventually(t, time.Minute, "the agent is back", func() bool {
+		token := m.upToken()
+		return token != old && tokenPattern.MatchString(token)
+	})
+	alive()
+}
+
+// forget has the server of berth up forget the machine of its agent, by the API as an operator may.
+func (m *machine) forget(up *daemon) {
+	m.t.Helper()
+	server := regexp.MustCompile(`http://[0-9.:]+`).FindString(up.output())
+	id := tokenPattern.FindString(m.must("berth", "agent", "list", "--output", "json"))
+	req, err := http.NewRequestWithContext(m.t.Context(), http.MethodPost, server+"/api/v2/berth/agents/"+id+"/forget", nil)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	req.Header.Set("Coder-Session-Token", strings.TrimSpace(read(m.t, m.upFile("server/admin-key"))))
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		m.t.Fatalf("cannot have agent %q forgotten: %s", id, resp.Status)
 	}
 }
 
