@@ -34,7 +34,7 @@ func (r *register) add(k key.NodePublic) {
 	if r.keys == nil {
 		r.keys = map[[32]byte]bool{}
 	}
-	r.keys[k.Raw32()] = true
+	r.keys[[32]byte(k.AppendTo(nil))] = true
 }
 
 func (r *register) has(k [32]byte) bool {
@@ -259,15 +259,15 @@ func TestStrangersShareRate(t *testing.T) {
 func TestKnownIsNotSlowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := key.NewNode().Public()
-		l := newLobby(func(other [32]byte) bool { return other == k.Raw32() })
+		l := newLobby(func(other [32]byte) bool { return other == [32]byte(k.AppendTo(nil)) })
 		v, err := l.enter(netip.Addr{}, func() { t.Error("a known node was put out") })
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer v.close()
 		begun := time.Now()
-		raw := k.Raw32()
-		greeting := append([]byte{frameClientInfo, 0, 0, 0, 100}, raw[:]...)
+		raw := k.AppendTo(nil)
+		greeting := append([]byte{frameClientInfo, 0, 0, 0, 100}, raw...)
 		for _, b := range greeting { // byte by byte, as slow networks bring it
 			if err := v.took([]byte{b}); err != nil {
 				t.Fatal(err)
@@ -404,7 +404,7 @@ func eventually(t *testing.T, ok func() bool) {
 // FuzzConnection sends the relay whatever might come on a connection, in two pieces, before anybody has
 // proved anything. Its end is noticed, and nothing is kept of it.
 func FuzzConnection(f *testing.F) {
-	k := key.NewNode().Public().Raw32()
+	k := [32]byte(key.NewNode().Public().AppendTo(nil))
 	greeting := append([]byte{frameClientInfo, 0, 0, 0, 56 + 32}, k[:]...)
 	f.Add([]byte{}, []byte{})
 	f.Add(greeting, make([]byte, 56))

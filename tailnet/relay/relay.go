@@ -125,7 +125,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*watched, erro
 	}
 	if r.Header.Get(derp.FastStartHeader) != "1" {
 		fmt.Fprintf(rw, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n"+
-			"Derp-Version: %d\r\nDerp-Public-Key: %s\r\n\r\n", derp.ProtocolVersion, s.derp.PublicKey().UntypedHexString())
+			"Derp-Version: %d\r\nDerp-Public-Key: %s\r\n\r\n", derp.ProtocolVersion, strings.TrimPrefix(s.derp.PublicKey().String(), "nodekey:"))
 		if err := rw.Flush(); err != nil {
 			conn.Close()
 			return nil, err
