@@ -170,7 +170,11 @@ var (
 // protocol is told so by it, in place of Close.
 func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeOptions) error {
 	watched := &watchedConn{Conn: conn}
-	session, err := yamux.Server(watched, config())
+	shape := config()
+	// Probes do the same more often. The keepalive of yamux ends the session at the first ping that is late,
+	// and does not say that this was it.
+	shape.EnableKeepAlive = opts.PingInterval == 0
+	session, err := yamux.Server(watched, shape)
 	if err != nil {
 		return fmt.Errorf("cannot start an RPC session: %w", err)
 	}
