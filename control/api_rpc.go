@@ -66,9 +66,11 @@ func (s *Server) getRPC(w http.ResponseWriter, r *http.Request, agent caller) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	k := &link{id: uuid.New(), agent: agent.ID, token: agent.tokenHash, end: end}
-	s.links.add(k)
-	defer s.links.remove(k)
 	log := s.log.With("agent", agent.Name, "link", k.id)
+	if s.links.add(k) {
+		log.Warn("an agent has too many links; its oldest was ended", "most", maxLinks)
+	}
+	defer s.links.remove(k)
 	if monitored {
 		if err := s.connected(ctx, k, version); err != nil {
 			log.Warn("cannot record that an agent connected", "err", err)

@@ -14,9 +14,15 @@ import (
 
 // links are the open links of agents on this server, so that they can be ended from outside.
 type links struct {
-	mu   sync.Mutex
-	open map[*link]struct{}
+	mu     sync.Mutex
+	open   map[*link]struct{}
+	opened uint64 // so far
 }
+
+// maxLinks is how many links one agent may have on a server. One is what it needs, and a program beside it
+// may have its own; older ones are those that a network swallowed. Each may hold some 50 MiB here (see
+// wire/rpc), so they are few.
+const maxLinks = 4
 
 // link is one open link of an agent.
 type link struct {
@@ -24,17 +30,38 @@ type link struct {
 	agent uuid.UUID
 	token string // hash
 	end   context.CancelFunc
+	// number orders links by age. It belongs to the lock of links.
+	number uint64
 	// answered is when a monitored link last answered a probe. It belongs to the lock of links.
 	answered time.Time
 }
 
-func (l *links) add(k *link) {
+// add takes a link in. When its agent has too many, the oldest ends, and add says so.
+func (l *links) add(k *link) (ended bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.open == nil {
 		l.open = make(map[*link]struct{})
 	}
+	var oldest *link
+	n := 0
+	for other := range l.open {
+		if other.agent != k.agent {
+			continue
+		}
+		n++
+		if oldest == nil || other.number < oldest.number {
+			oldest = other
+		}
+	}
+	if ended = n >= maxLinks; ended {
+		oldest.end()
+		delete(l.open, oldest) // it goes on its own, but counts no more
+	}
+	l.opened++
+	k.number = l.opened
 	l.open[k] = struct{}{}
+	return ended
 }
 
 func (l *links) remove(k *link) {
@@ -145,6 +172,10 @@ func (s *Server) alive(ctx context.Context, k *link, monitored bool) {
 
 // disconnected records that an agent's link is down, on a context of its own: the link's has ended.
 func (s *Server) disconnected(k *link) {
+	// Many leave at once when a network fails; the time for writing begins when it is this one's turn.
+	if leave, err := s.gate.enter(context.Background()); err == nil {
+		defer leave()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), noteBudget)
 	defer cancel()
 	err := s.store.UpdateState(ctx, k.agent, func(st *store.State) error {

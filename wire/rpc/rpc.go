@@ -60,6 +60,7 @@ func managerOptions() drpcmanager.Options {
 // turned out to lack is not asked for again: the session answers as the other side did.
 type Client struct {
 	session *yamux.Session
+	streams *streams
 	absent  sync.Map // the error of each method that the other side lacks, by name
 }
 
@@ -67,11 +68,12 @@ var _ drpc.Conn = (*Client)(nil)
 
 // NewClient starts a session on conn, which it owns from then on.
 func NewClient(conn net.Conn) (*Client, error) {
-	session, err := yamux.Client(conn, config())
+	open := new(streams)
+	session, err := yamux.Client(endingConn{conn, open}, config())
 	if err != nil {
 		return nil, fmt.Errorf("cannot start an RPC session: %w", err)
 	}
-	return &Client{session: session}, nil
+	return &Client{session: session, streams: open}, nil
 }
 
 // Ping measures one round trip; it fails after 10 s without an answer.
@@ -88,7 +90,7 @@ func (c *Client) open() (*drpcconn.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open an RPC stream: %w", err)
 	}
-	return drpcconn.NewWithOptions(stream, drpcconn.Options{Manager: managerOptions()}), nil
+	return drpcconn.NewWithOptions(c.streams.add(stream), drpcconn.Options{Manager: managerOptions()}), nil
 }
 
 // Invoke implements [drpc.Conn] for unary calls.
@@ -149,6 +151,9 @@ const (
 	// maxCalls is how many calls of one session are served at a time; more wait. Stock agents have about
 	// 15, clients fewer.
 	maxCalls = 64
+	// maxBacklog is how many more may wait; those beyond are reset. A stream's window of 256 KiB is taken
+	// in before anybody reads it, so with all that waits a session may hold some 50 MiB.
+	maxBacklog = 64
 	// maxLarge is how many of them may hold a request of more than smallRequest, up to
 	// [wire.MaxMessage], at a time; others wait to be read on. Large are logs and context, of which
 	// agents send one at a time.
@@ -174,7 +179,9 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 	// Probes do the same more often. The keepalive of yamux ends the session at the first ping that is late,
 	// and does not say that this was it.
 	shape.EnableKeepAlive = opts.PingInterval == 0
-	session, err := yamux.Server(watched, shape)
+	shape.AcceptBacklog = maxBacklog
+	open := new(streams)
+	session, err := yamux.Server(endingConn{watched, open}, shape)
 	if err != nil {
 		return fmt.Errorf("cannot start an RPC session: %w", err)
 	}
@@ -207,9 +214,9 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 			}
 			group.Go(func() error {
 				defer func() { <-calls }()
-				defer stream.Close()
 				// A failed call has been answered on its stream; the session goes on.
-				call := &callConn{Stream: stream, timeout: timeout, ctx: ctx, large: large}
+				call := &callConn{stream: open.add(stream), timeout: timeout, ctx: ctx, large: large}
+				defer call.Close()
 				defer call.answered()
 				_ = server.ServeOne(ctx, call)
 				return nil
@@ -273,7 +280,7 @@ func (c *watchedConn) Close() error {
 // callConn is a call's stream. Its writes do not wait for ever, so that a caller which answers probes
 // but never reads cannot hold what serves it; its reads wait for their turn when they become large.
 type callConn struct {
-	*yamux.Stream
+	*stream
 	timeout time.Duration
 	ctx     context.Context // of the session
 	large   chan struct{}   // a place for each that is large
@@ -284,7 +291,7 @@ type callConn struct {
 }
 
 func (c *callConn) Read(p []byte) (int, error) {
-	n, err := c.Stream.Read(p)
+	n, err := c.stream.Read(p)
 	c.mu.Lock()
 	c.read += n
 	wait := c.read > smallRequest && !c.held
@@ -308,7 +315,7 @@ func (c *callConn) Write(p []byte) (int, error) {
 	if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
 		return 0, err
 	}
-	return c.Stream.Write(p)
+	return c.stream.Write(p)
 }
 
 // answered gives back the place of a request that has been dealt with.
