@@ -155,6 +155,11 @@ func (c *Client) AgentToken(ctx context.Context, id uuid.UUID) (wire.CreatedAgen
 	return created, err
 }
 
+// ForgetAgent lets any installation on the machine of an agent become it, and ends its tokens.
+func (c *Client) ForgetAgent(ctx context.Context, id uuid.UUID) error {
+	return c.call(ctx, http.MethodPost, wire.PathBerth+"agents/"+id.String()+"/forget", nil, nil, http.StatusNoContent, nil)
+}
+
 // RevokeAgent ends every token of an agent and its link.
 func (c *Client) RevokeAgent(ctx context.Context, id uuid.UUID) error {
 	return c.call(ctx, http.MethodPost, wire.PathBerth+"agents/"+id.String()+"/revoke", nil, nil, http.StatusNoContent, nil)

@@ -21,7 +21,7 @@ func (p *program) agentCommand() *cobra.Command {
 		Args:    knownVerb,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(p.agentCreateCommand(), p.agentListCommand(), p.agentTokenCommand(), p.agentRevokeCommand())
+	cmd.AddCommand(p.agentCreateCommand(), p.agentListCommand(), p.agentTokenCommand(), p.agentRevokeCommand(), p.agentForgetCommand())
 	return cmd
 }
 
@@ -111,6 +111,30 @@ machine's identity gets a new one and is back at once; any other needs "berth ag
 				return s.problem("revoke the tokens of "+agent.Name, err)
 			}
 			fmt.Fprintf(p.errOut, "every token of agent %s has ended\n", clean(agent.Name))
+			return nil
+		},
+	}
+}
+
+func (p *program) agentForgetCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "forget NAME",
+		Short: "Let another installation on its machine become an agent",
+		Long: `Let another installation on its machine become an agent. The first one that proves itself by
+the machine's identity is known by its key from then on, and others are turned away (409). Forget it
+when it is gone, such as with a disk that was replaced. Every token of the agent ends.`,
+		Example:           "  berth agent forget build-1",
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: p.agentNames,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, agent, err := p.find(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if err := s.ForgetAgent(cmd.Context(), agent.ID); err != nil {
+				return s.problem("forget the machine of "+agent.Name, err)
+			}
+			fmt.Fprintf(p.errOut, "the next installation that proves itself becomes agent %s\n", clean(agent.Name))
 			return nil
 		},
 	}
