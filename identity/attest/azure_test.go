@@ -457,6 +457,35 @@ func TestAzureFetchesIssuers(t *testing.T) {
 	}
 }
 
+// Where fetches take their time, those beyond a few do not wait, and are not refused for good.
+func TestAzureDoesNotWaitToFetch(t *testing.T) {
+	arrived, release := make(chan struct{}), make(chan struct{})
+	first := newSigner(t, testnet.AzureLeaf{IssuerURLs: []string{"http://www.microsoft.com/int.crt"}})
+	p := publish(t, first.Root(), func(w http.ResponseWriter, r *http.Request) {
+		arrived <- struct{}{}
+		<-release
+		w.Write(first.Issuing().Raw)
+	})
+	proof := signed(t, first, azureNow().String())
+	done := make(chan error)
+	for range fetchers {
+		go func() { _, err := p.Verify(t.Context(), proof); done <- err }()
+		<-arrived
+	}
+	if _, err := p.Verify(t.Context(), proof); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("one more: %v, want ErrUnavailable", err)
+	}
+	close(release)
+	for range fetchers {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := p.Verify(t.Context(), proof); err != nil {
+		t.Errorf("after that: %v", err)
+	}
+}
+
 func TestAzureFetchesRecursively(t *testing.T) {
 	for _, test := range []struct {
 		hops int

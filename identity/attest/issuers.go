@@ -29,7 +29,7 @@ const (
 	maxIssuer = 64 << 10
 	// fetchTimeout bounds one fetch, with redirects.
 	fetchTimeout = 5 * time.Second
-	// fetchers may fetch at the same time.
+	// fetchers may fetch at the same time; others are told to come again.
 	fetchers = 4
 	// A certificate is kept for keepIssuer; that it could not be had is remembered for keepFailure, so
 	// that nobody can make this server ask a host again and again.
@@ -133,15 +133,13 @@ func (f *issuers) get(ctx context.Context, raw string) (*x509.Certificate, error
 	if r, ok := f.remembered(key); ok {
 		return r.cert, r.err
 	}
+	// Nobody waits for a turn: whoever waits keeps others from being checked, and a stranger can have it
+	// that each fetch takes its whole time, where there is no way out.
 	select {
 	case f.slots <- struct{}{}:
 		defer func() { <-f.slots }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	// Somebody may have fetched it meanwhile.
-	if r, ok := f.remembered(key); ok {
-		return r.cert, r.err
+	default:
+		return nil, fmt.Errorf("%w: %d certificates are being fetched already", ErrUnavailable, fetchers)
 	}
 	cert, err := f.fetch(ctx, key)
 	if ctx.Err() != nil {
