@@ -169,7 +169,10 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		Log:       cfg.Log,
 	})
 	a.terminals = &terminalHost{socket: socket, start: cfg.StartTerminals, log: cfg.Log}
-	a.local = newLocalAPI(local, a.reporter.AppStatus, cfg.Log)
+	a.local = &localAPI{
+		path: local, server: cfg.Server.URL.String(), token: a.token,
+		appStatus: a.reporter.AppStatus, log: cfg.Log, ready: make(chan struct{}),
+	}
 	a.pty = &ptyServer{terminals: a.terminals, command: a.shell.Command, connected: a.connectedPTY, log: cfg.Log.With("part", "pty")}
 	a.ssh, err = sshd.New(sshd.Config{
 		HostKey:   hostKey,

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"time"
 
@@ -30,13 +31,11 @@ const (
 //	curl --unix-socket "$BERTH_SOCKET" -d '{"app_slug":"x","state":"working","message":"…"}' http://berthd/v1/app-status
 type localAPI struct {
 	path      string
+	server    string             // the control server's URL, as sessions have it
+	token     func() wire.Secret // the session token in use
 	appStatus func(*agentpb.UpdateAppStatusRequest)
 	log       *slog.Logger
 	ready     chan struct{} // closed once the socket is there, or could not be made
-}
-
-func newLocalAPI(path string, appStatus func(*agentpb.UpdateAppStatusRequest), log *slog.Logger) *localAPI {
-	return &localAPI{path: path, appStatus: appStatus, log: log, ready: make(chan struct{})}
 }
 
 // run serves until ctx is done. A socket that cannot be made costs the workspace its reports, not
@@ -51,6 +50,7 @@ func (l *localAPI) run(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/app-status", l.postAppStatus)
+	mux.HandleFunc("GET /v1/session-token", l.getSessionToken)
 	srv := &http.Server{
 		Handler:           mux,
 		ReadTimeout:       apiTimeout,
@@ -97,6 +97,18 @@ func (l *localAPI) postAppStatus(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusAccepted)
 }
 
+// getSessionToken answers with the token in use, which a session that was opened a while ago may not
+// have: an identity is exchanged anew with each link. Whoever may use the socket may read the agent's
+// memory too. The caller says which server it is for, lest it take the token to another.
+func (l *localAPI) getSessionToken(w http.ResponseWriter, r *http.Request) {
+	token := l.token()
+	if r.URL.Query().Get("server") != l.server || token == "" {
+		writeError(w, http.StatusNotFound, "There is no token for this server.", nil)
+		return
+	}
+	writeJSON(w, http.StatusOK, wire.SessionToken{SessionToken: token.Reveal()})
+}
+
 // appStatus checks a status before it is queued: what the server would refuse must be refused while
 // somebody is there to hear it.
 func appStatus(body wire.PatchAppStatus) (*agentpb.UpdateAppStatusRequest, error) {
@@ -118,27 +130,50 @@ func appStatus(body wire.PatchAppStatus) (*agentpb.UpdateAppStatusRequest, error
 	return &agentpb.UpdateAppStatusRequest{Slug: body.AppSlug, State: state, Message: body.Message, Uri: body.URI}, nil
 }
 
-// reportTimeout bounds [ReportAppStatus]: the answer waits for nothing but the agent's own memory.
-const reportTimeout = 10 * time.Second
+// localTimeout bounds a request to the socket: the answer waits for nothing but the agent's own memory.
+const localTimeout = 10 * time.Second
+
+// SessionToken asks the agent that listens on socket for its token in use at a control server.
+func SessionToken(ctx context.Context, socket, server string) (wire.Secret, error) {
+	ctx, cancel := context.WithTimeout(ctx, localTimeout)
+	defer cancel()
+	resp, err := askLocal(ctx, socket, http.MethodGet, "/v1/session-token?"+url.Values{"server": {server}}.Encode(), nil)
+	if err != nil {
+		return "", fmt.Errorf("cannot ask berthd for its token: %w", err)
+	}
+	defer resp.Body.Close()
+	var answer wire.SessionToken
+	if err := wire.ReadJSON(resp, http.StatusOK, &answer); err != nil {
+		return "", fmt.Errorf("cannot ask berthd for its token: %w", err)
+	}
+	return wire.Secret(answer.SessionToken), nil
+}
+
+// askLocal makes one request to the socket.
+func askLocal(ctx context.Context, socket, method, target string, body []byte) (*http.Response, error) {
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://berthd"+target, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	return (&http.Client{Transport: transport}).Do(req)
+}
 
 // ReportAppStatus hands a status to the agent that listens on socket. It returns a [*wire.Error] if
 // that refuses it; delivery to the server goes on behind it.
 func ReportAppStatus(ctx context.Context, socket string, status wire.PatchAppStatus) error {
-	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}}
-	defer transport.CloseIdleConnections()
 	body, err := json.Marshal(status)
 	if err != nil {
 		return fmt.Errorf("cannot report a status: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://berthd/v1/app-status", bytes.NewReader(body))
-	if err != nil {
-		return fmt.Errorf("cannot report a status: %w", err)
-	}
-	resp, err := (&http.Client{Transport: transport}).Do(req)
+	resp, err := askLocal(ctx, socket, http.MethodPost, "/v1/app-status", body)
 	if err != nil {
 		return fmt.Errorf("cannot report a status: %w", err)
 	}

@@ -344,7 +344,10 @@ func TestLogTailSince(t *testing.T) {
 func serveLocal(t *testing.T, socket string) <-chan *agentpb.UpdateAppStatusRequest {
 	t.Helper()
 	reported := make(chan *agentpb.UpdateAppStatusRequest, 10)
-	l := newLocalAPI(socket, func(u *agentpb.UpdateAppStatusRequest) { reported <- u }, slog.New(slog.DiscardHandler))
+	l := &localAPI{
+		path: socket, server: "https://berth.example.com", token: func() wire.Secret { return "in-use" },
+		appStatus: func(u *agentpb.UpdateAppStatusRequest) { reported <- u }, log: slog.New(slog.DiscardHandler), ready: make(chan struct{}),
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- l.run(ctx) }()
@@ -390,6 +393,18 @@ func TestReportAppStatus(t *testing.T) {
 	}
 	if len(reported) != 0 {
 		t.Errorf("a bad status was reported: %v", <-reported)
+	}
+}
+
+func TestSessionToken(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	serveLocal(t, socket)
+	token, err := SessionToken(t.Context(), socket, "https://berth.example.com")
+	if err != nil || token != "in-use" {
+		t.Errorf("token %q, %v", token.Reveal(), err)
+	}
+	if token, err := SessionToken(t.Context(), socket, "https://evil.example.com"); err == nil {
+		t.Errorf("another server gets %q", token.Reveal())
 	}
 }
 

@@ -47,6 +47,10 @@ func (p process) server(ctx context.Context) (*client.Client, error) {
 	exchange := exchanger(server)
 	if s.identity.token != "" {
 		s.identity.auth = "token" // however the agent came by it
+		// A session that has lived for long may have one that is over.
+		if now, err := agent.SessionToken(ctx, p.env[agent.EnvSocket], s.server.url); err == nil {
+			s.identity.token = now
+		}
 	} else if dir, err := stateDir(env); err == nil {
 		exchange.ProofKey = filepath.Join(dir, proofKeyFile)
 	}

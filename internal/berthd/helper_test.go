@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berthd/berth/agent"
 	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/wire"
 )
@@ -217,6 +218,20 @@ func TestHelpersFindTheServer(t *testing.T) {
 				t.Errorf("%d %q, want %q", code, stderr, tt.says)
 			}
 		})
+	}
+}
+
+// TestSessionWithAnOldToken: the token of a terminal that has been open for days may be over; berthd
+// has the one in use.
+func TestSessionWithAnOldToken(t *testing.T) {
+	k := newKeeper(t)
+	k.knows(func() { k.auth["github"] = wire.ExternalAuth{AccessToken: "gho_token"} })
+	d := start(t, []string{"BERTH_URL=" + k.url, "BERTH_TOKEN=" + agentToken})
+	d.says("level=WARN", "no control server answers") // it has its token; the keeper is none for agents
+	env := k.session(t, "CODER_AGENT_TOKEN=11111111-1111-4111-8111-111111111111", "BERTH_SOCKET="+filepath.Join(d.state, "s", agent.LocalSocket))
+	code, stdout, stderr := command(t, env, os.Args[0], "external-auth", "access-token", "github")
+	if code != 0 || stdout != "gho_token\n" {
+		t.Errorf("%d %q %q", code, stdout, stderr)
 	}
 }
 
