@@ -210,6 +210,7 @@ func TestHelpersFindTheServer(t *testing.T) {
 	}{
 		"no token":           {"X=", "BERTH_TOKEN"},
 		"failing command":    {"BERTH_HEADER_COMMAND=echo s3cr3t-planted; exit 3", "--header-command failed"},
+		"endless command":    {"BERTH_HEADER_COMMAND=yes", "more than 64 KiB"},
 		"command's nonsense": {"BERTH_HEADER_COMMAND=echo s3cr3t-planted", "must be key=value"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os/exec"
@@ -52,13 +53,15 @@ func (s *serverSettings) headers(ctx context.Context, server *url.URL) (http.Hea
 	cmd := exec.CommandContext(ctx, "sh", "-c", s.headerCommand)
 	cmd.Env = append(cmd.Environ(), "CODER_URL="+server.String())
 	cmd.WaitDelay = time.Second
-	out, err := cmd.Output()
+	var out bounded
+	cmd.Stdout = &out
+	err := cmd.Run()
+	if len(out) > maxHeaders {
+		return nil, fmt.Errorf("cannot get headers: the command of --header-command printed more than %d KiB", maxHeaders>>10)
+	}
 	if err != nil {
 		// What it printed may be a credential, and is not repeated.
 		return nil, fmt.Errorf("cannot get headers: the command of --header-command failed: %w", err)
-	}
-	if len(out) > maxHeaders {
-		return nil, fmt.Errorf("cannot get headers: the command of --header-command printed more than %d KiB", maxHeaders>>10)
 	}
 	all := headerList{Header: s.header.Header.Clone()}
 	for line := range bytes.Lines(out) {
@@ -70,4 +73,16 @@ func (s *serverSettings) headers(ctx context.Context, server *url.URL) (http.Hea
 		return nil, usagef("cannot use what the command of --header-command printed: %w", all.bad)
 	}
 	return all.Header, nil
+}
+
+// bounded keeps what a command prints, and cuts it off when that is more than maxHeaders.
+type bounded []byte
+
+// Write implements io.Writer.
+func (b *bounded) Write(p []byte) (int, error) {
+	*b = append(*b, p[:min(len(p), maxHeaders+1-len(*b))]...)
+	if len(*b) > maxHeaders {
+		return 0, io.ErrShortWrite
+	}
+	return len(p), nil
 }
