@@ -98,14 +98,14 @@ func TestLinkNeverGivesUp(t *testing.T) {
 		err      error
 		min, max int // dials in an hour
 	}{
-		// The mean delay is half the ceiling: 5 s, 10 s where another token may be handed over, 30 s
-		// where a person has to act, and a minute where it is this machine's settings.
+		// The mean delay is half the ceiling: 5 s, 10 s where another token may be handed over or the
+		// machine declared, 30 s where a person has to act, and a minute where it is this machine's settings.
 		"server gone":   {errors.New("connection reset"), 360, 1500},
 		"server busy":   {status(http.StatusServiceUnavailable), 360, 1500},
 		"too early":     {status(http.StatusTooEarly), 360, 1500},
 		"token refused": {status(http.StatusUnauthorized), 180, 750},
 		"forbidden":     {status(http.StatusForbidden), 180, 750},
-		"unknown":       {status(http.StatusNotFound), 60, 250},
+		"unknown":       {status(http.StatusNotFound), 180, 750},
 		"too often":     {status(http.StatusTooManyRequests), 60, 250},
 		"ambiguous":     {status(http.StatusConflict), 30, 125},
 		"told when":     {&wire.Error{StatusCode: 503, Message: "wait", AnswerTiming: wire.AnswerTiming{RetryAfter: time.Minute}}, 48, 61},

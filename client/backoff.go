@@ -24,14 +24,14 @@ func (b *backoff) reset() { b.ceiling = 0 }
 // Pace says how soon an agent tries again to link, by what can be done about the trouble. It is not
 // for use by several at the same time.
 type Pace struct {
-	// Known says that the server knew this machine before: if it does not now, or knows it twice, the
-	// workspace is being built anew.
+	// Known says that the server knew this machine before: if it knows it twice now, the workspace is
+	// being built anew.
 	Known bool
 
 	quick   *backoff // it passes by itself
 	early   *backoff // it passes when the server is done with something
 	refused *backoff // another token, or the workspace's new build, may be on its way
-	patient *backoff // somebody has to act, or register this machine
+	patient *backoff // somebody has to act
 	rare    *backoff // somebody has to change this machine's settings
 }
 
@@ -57,18 +57,16 @@ func (p *Pace) After(problem *Problem) time.Duration {
 
 func (p *Pace) of(k Kind) *backoff {
 	switch k {
-	case KindRefused:
+	case KindRefused, KindUnknown:
+		// Machines boot before the build that declares them is done: a stock server answers 404 so long.
 		return p.refused
 	case KindEarly:
 		return p.early
-	case KindUnknown, KindAmbiguous:
-		switch {
-		case p.Known:
+	case KindAmbiguous:
+		if p.Known {
 			return p.refused
-		case k == KindAmbiguous:
-			return p.rare
 		}
-		return p.patient
+		return p.rare
 	case KindAddress, KindOften:
 		return p.patient
 	}

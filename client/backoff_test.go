@@ -19,6 +19,34 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
+// TestPace: a machine that boots before its build is done is in soon after it is; who has to wait for a
+// person is not in a hurry.
+func TestPace(t *testing.T) {
+	for kind, most := range map[Kind]time.Duration{
+		KindUnreachable: 10 * time.Second,
+		KindEarly:       10 * time.Second,
+		KindRefused:     20 * time.Second,
+		KindUnknown:     20 * time.Second,
+		KindOften:       time.Minute,
+		KindAmbiguous:   2 * time.Minute,
+	} {
+		p := NewPace()
+		for range 20 {
+			if wait := p.After(&Problem{Kind: kind}); wait <= 0 || wait > most+time.Millisecond {
+				t.Errorf("%s: waits %v, want at most %v", kind, wait, most)
+			}
+		}
+		if got := p.of(kind).ceiling; got != most {
+			t.Errorf("%s: waits up to %v, want %v", kind, got, most)
+		}
+	}
+	p := NewPace()
+	p.Known = true
+	if p.of(KindAmbiguous) != p.refused {
+		t.Error("a machine that was linked before waits long for its new build")
+	}
+}
+
 // A thousand agents that failed as often as each other come back all over the time they have, no tenth
 // of it with much more than its share.
 func TestBackoffSpreads(t *testing.T) {
