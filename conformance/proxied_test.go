@@ -197,14 +197,6 @@ func TestInstanceIdentity(t *testing.T) {
 	} {
 		row := "POST /api/v2/workspaceagents/" + c.cloud + "-instance-identity"
 		at := w.url + "/api/v2/workspaceagents/" + c.cloud + "-instance-identity"
-		if c.cloud != "aws" { // not landed
-			check(t, row, "refused", func(t *testing.T) {
-				if r := request(t, "POST", at, "", c.bad); r.status < 400 || r.status > 499 {
-					t.Errorf("%d %s", r.status, r.body)
-				}
-			})
-			continue
-		}
 		check(t, row, "a proof that does not hold", func(t *testing.T) {
 			request(t, "POST", at, "", c.bad).wants(t, 401, c.message)
 		})
