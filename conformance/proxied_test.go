@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -320,31 +321,57 @@ func TestApplications(t *testing.T) {
 			t.Errorf("%d %s: a key must not leave for a foreign host", r.status, r.header.Get("Location"))
 		}
 	})
-	check(t, "POST /api/v2/applications/reconnecting-pty-signed-token", "a token, or a clear 4xx", func(t *testing.T) {
-		r := request(t, "POST", w.url+"/api/v2/applications/reconnecting-pty-signed-token", w.key, map[string]any{"url": w.url + "/api/v2/workspaceagents/" + a.id + "/pty", "agentID": a.id})
-		if r.status == 200 {
-			if r.json(t)["signed_token"] == "" {
-				t.Errorf("the answer is %s", r.body)
-			}
-		} else if r.status < 400 || r.status > 499 || r.json(t)["message"] == nil {
-			t.Errorf("%d %s", r.status, r.body)
+	const signedRow = "POST /api/v2/applications/reconnecting-pty-signed-token"
+	check(t, signedRow, "the token opens a terminal in place of a key", func(t *testing.T) {
+		b := w.agent(t, "signed")
+		w.runAgent(t, b)
+		at := w.url + "/api/v2/workspaceagents/" + b.id + "/pty"
+		v := request(t, "POST", w.url+"/api/v2/applications/reconnecting-pty-signed-token", w.key, map[string]any{"url": at, "agentID": b.id}).wants(t, 200, "").json(t)
+		query := "?reconnect=" + uuid.NewString() + "&command=" + url.QueryEscape("echo by token") + "&coder_signed_app_token_23db1dde="
+		ws, resp, err := socket(t, at+query+url.QueryEscape(fmt.Sprint(v["signed_token"])), "")
+		if err != nil {
+			t.Fatal(err, answer(resp))
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		readUntil(t, websocket.NetConn(ctx, ws, websocket.MessageBinary), "by token")
+		for who, token := range map[string]string{"a damaged token": fmt.Sprint(v["signed_token"]) + "x", "no token": ""} {
+			if r := request(t, "GET", at+query+url.QueryEscape(token), "", nil, upgradeHeaders...); r.status != 401 {
+				t.Errorf("%s: %d %s", who, r.status, r.body)
+			}
+		}
+		other := w.url + "/api/v2/workspaceagents/" + a.id + "/pty" + query + url.QueryEscape(fmt.Sprint(v["signed_token"]))
+		if r := request(t, "GET", other, "", nil, upgradeHeaders...); r.status < 400 || r.status > 499 {
+			t.Errorf("another agent with the token: %d", r.status)
+		}
+	})
+	check(t, signedRow, "no key", func(t *testing.T) {
+		request(t, "POST", w.url+"/api/v2/applications/reconnecting-pty-signed-token", "", "{}").wants(t, 401, "You are signed out")
 	})
 	me := w.url + "/api/v2/workspaceagents/me/"
-	check(t, "POST /api/v2/workspaceagents/me/experimental/chat-context/refresh", "refreshed, or a clear 404", func(t *testing.T) {
-		r := request(t, "POST", me+"experimental/chat-context/refresh", a.token, "{}")
-		if r.status == 200 {
-			if _, ok := r.json(t)["refreshed"].(float64); !ok {
-				t.Errorf("the answer is %s", r.body)
-			}
-		} else {
-			r.wants(t, 404, "")
+	const chatRow, taskRow = "POST /api/v2/workspaceagents/me/experimental/chat-context/refresh", "POST /api/v2/workspaceagents/me/tasks/{task}/log-snapshot"
+	check(t, chatRow, "there are no chats", func(t *testing.T) {
+		if v := request(t, "POST", me+"experimental/chat-context/refresh", a.token, "{}").wants(t, 200, "").json(t); v["refreshed"] != 0.0 {
+			t.Errorf("the answer is %v", v)
 		}
 	})
-	const taskRow = "POST /api/v2/workspaceagents/me/tasks/{task}/log-snapshot"
-	check(t, taskRow, "a task that is not this workspace's", func(t *testing.T) {
-		request(t, "POST", me+"tasks/"+uuid.NewString()+"/log-snapshot?format=agentapi", a.token, `{"messages":[]}`).wants(t, 404, "")
+	check(t, chatRow, "no token", func(t *testing.T) {
+		request(t, "POST", me+"experimental/chat-context/refresh", "", "{}").wants(t, 401, `Cookie "coder_session_token" must be provided.`)
 	})
+	task := uuid.NewString()
+	for _, c := range []struct {
+		name, path, body string
+		status           int
+		message          string
+	}{
+		{"a task that is not this workspace's", task + "/log-snapshot?format=agentapi", `{"messages":[]}`, 404, ""},
+		{"a task that is no UUID", "x/log-snapshot?format=agentapi", `{"messages":[]}`, 400, "Invalid task ID format."},
+		{"another format", task + "/log-snapshot?format=xml", `{"messages":[]}`, 400, "Invalid format parameter."},
+	} {
+		check(t, taskRow, c.name, func(t *testing.T) {
+			request(t, "POST", me+"tasks/"+c.path, a.token, c.body).wants(t, c.status, c.message)
+		})
+	}
 }
 
 // TestCommandLine is what a stock command line asks for on its way to an SSH session.

@@ -88,6 +88,7 @@ port 4: GET /api/v0/resolve-path, /api/v0/read-file-lines
 port 4: GET /api/v0/containers
 port 4: GET ws /api/v0/containers/watch
 port 4: POST /api/v0/containers/devcontainers/{id}/recreate
+port 4: DELETE /api/v0/containers/devcontainers/{id}
 port 4: POST, GET /api/v0/processes
 port 4: GET /debug/logs
 port 4: GET /debug/magicsock

@@ -554,6 +554,35 @@ func apiCases(t *testing.T, w *world, c *client) {
 			t.Errorf("%d %s", status, b)
 		}
 	})
+	check(t, "port 4: DELETE /api/v0/containers/devcontainers/{id}", "an unknown one", func(t *testing.T) {
+		status, b, _ := do(t, "DELETE", "/api/v0/containers/devcontainers/"+uuid.NewString(), "")
+		if status != 404 || object(t, b)["message"] != "Devcontainer not found." {
+			t.Errorf("%d %s", status, b)
+		}
+	})
+	check(t, listRow, "a query that is not known", func(t *testing.T) {
+		status, b, _ := do(t, "POST", "/api/v0/list-directory?paht=/", "{}")
+		if status != 400 || object(t, b)["message"] != "Query parameters have invalid values." {
+			t.Errorf("%d %s", status, b)
+		}
+	})
+	check(t, "port 4: GET /api/v0/listening-ports", "UDP when asked", func(t *testing.T) {
+		u, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		port := float64(u.LocalAddr().(*net.UDPAddr).Port)
+		eventually(t, "the UDP port is listed", func() bool {
+			_, b, _ := do(t, "GET", "/api/v0/listening-ports?network=all", "")
+			for _, x := range object(t, b)["ports"].([]any) {
+				if p := x.(map[string]any); p["network"] == "udp" && p["port"] == port {
+					return true
+				}
+			}
+			return false
+		})
+	})
 	check(t, "port 4: GET /debug/logs", "text", func(t *testing.T) {
 		status, b, _ := do(t, "GET", "/debug/logs", "")
 		if status != 200 || len(b) == 0 {
