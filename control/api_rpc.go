@@ -65,7 +65,7 @@ func (s *Server) getRPC(w http.ResponseWriter, r *http.Request, agent caller) {
 
 	ctx, end := context.WithCancel(ctx)
 	defer end()
-	k := &link{id: uuid.New(), agent: agent.ID, token: agent.tokenHash, end: end}
+	k := &link{id: uuid.New(), agent: agent.ID, token: agent.tokenHash, end: end, calls: true}
 	log := s.log.With("agent", agent.Name, "link", k.id)
 	if s.links.add(k) {
 		log.Warn("an agent has too many links; its oldest was ended", "most", maxLinks)

@@ -151,15 +151,19 @@ func TestHostilePeers(t *testing.T) {
 	writing.Wait()
 }
 
-// An agent's oldest link gives way, and only its own.
+// An agent's oldest link gives way, and only its own. Streams that wait for news neither give way nor
+// have a link do it.
 func TestTooManyLinks(t *testing.T) {
 	var l links
 	agent, other := uuid.New(), uuid.New()
 	ended := map[int]bool{}
-	l.add(&link{agent: other, end: func() { t.Error("another agent's link was ended") }})
+	l.add(&link{agent: other, calls: true, end: func() { t.Error("another agent's link was ended") }})
 	for i := range maxLinks + 2 {
-		if got, want := l.add(&link{agent: agent, end: func() { ended[i] = true }}), i >= maxLinks; got != want {
+		if got, want := l.add(&link{agent: agent, calls: true, end: func() { ended[i] = true }}), i >= maxLinks; got != want {
 			t.Errorf("link %d: said that one was ended: %v", i, got)
+		}
+		if l.add(&link{agent: agent, end: func() { t.Error("a stream that waits was ended") }}) {
+			t.Error("a stream that waits ended a link")
 		}
 	}
 	if len(ended) != 2 || !ended[0] || !ended[1] {

@@ -12,7 +12,8 @@ import (
 	"github.com/berthd/berth/wire"
 )
 
-// links are the open links of agents on this server, so that they can be ended from outside.
+// links are the open links of agents on this server, and what else of theirs ends with a token, so that
+// they can be ended from outside.
 type links struct {
 	mu     sync.Mutex
 	open   map[*link]struct{}
@@ -30,6 +31,8 @@ type link struct {
 	agent uuid.UUID
 	token string // hash
 	end   context.CancelFunc
+	// calls tells a link, over which calls come, from a stream that waits for news.
+	calls bool
 	// number orders links by age. It belongs to the lock of links.
 	number uint64
 	// answered is when a monitored link last answered a probe. It belongs to the lock of links.
@@ -46,7 +49,7 @@ func (l *links) add(k *link) (ended bool) {
 	var oldest *link
 	n := 0
 	for other := range l.open {
-		if other.agent != k.agent {
+		if other.agent != k.agent || !other.calls {
 			continue
 		}
 		n++
@@ -54,7 +57,7 @@ func (l *links) add(k *link) (ended bool) {
 			oldest = other
 		}
 	}
-	if ended = n >= maxLinks; ended {
+	if ended = k.calls && n >= maxLinks; ended {
 		oldest.end()
 		delete(l.open, oldest) // it goes on its own, but counts no more
 	}
