@@ -613,6 +613,16 @@ func TestReinit(t *testing.T) {
 			}()
 		}
 	})
+	check(t, row, "streams that are left open do not end the agent's link", func(t *testing.T) {
+		b := w.agent(t, "reinit-many")
+		s := w.link(t, b, "2.10")
+		for range 8 {
+			if _, resp := events(t, at, b.token); resp.StatusCode != 200 {
+				t.Fatal(answer(resp))
+			}
+		}
+		s.must("UpdateStats", m{})
+	})
 	check(t, row, "a prebuilt workspace that is claimed", func(t *testing.T) {
 		b := w.agent(t, "claimed")
 		next, resp := events(t, at+"?wait=true", b.token)
