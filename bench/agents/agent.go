@@ -155,7 +155,7 @@ func (a *agent) every(ctx context.Context, interval time.Duration, do func() err
 func (a *agent) coordinate(ctx context.Context, up *client.Link, ready func()) error {
 	stream, err := up.Tailnet.Coordinate(ctx)
 	if err != nil {
-		return fmt.Errorf("Coordinate: %w", err)
+		return fmt.Errorf("cannot coordinate: %w", err)
 	}
 	defer stream.Close()
 	var addresses []string
@@ -170,20 +170,20 @@ func (a *agent) coordinate(ctx context.Context, up *client.Link, ready func()) e
 	}
 	begun := time.Now()
 	if err := stream.Send(&tailnetpb.CoordinateRequest{UpdateSelf: &tailnetpb.CoordinateRequest_UpdateSelf{Node: node}}); err != nil {
-		return fmt.Errorf("Coordinate: %w", err)
+		return fmt.Errorf("cannot coordinate: %w", err)
 	}
 	// An acknowledgement to a stranger is answered, and so tells that the node before it was taken.
 	stranger := uuid.New()
 	if err := stream.Send(&tailnetpb.CoordinateRequest{ReadyForHandshake: []*tailnetpb.CoordinateRequest_ReadyForHandshake{{Id: stranger[:]}}}); err != nil {
-		return fmt.Errorf("Coordinate: %w", err)
+		return fmt.Errorf("cannot coordinate: %w", err)
 	}
 	for first := true; ; first = false {
 		answer, err := stream.Recv()
 		if err != nil {
-			return fmt.Errorf("Coordinate: %w", err)
+			return fmt.Errorf("cannot coordinate: %w", err)
 		}
 		if !first || !strings.Contains(answer.GetError(), "do not share a tunnel") {
-			return fmt.Errorf("Coordinate: unexpected answer %v", answer)
+			return fmt.Errorf("cannot coordinate: unexpected answer %v", answer)
 		}
 		a.record.took("Coordinate", time.Since(begun))
 		ready()
