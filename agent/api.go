@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,12 +93,14 @@ func (a *api) handler() http.Handler {
 // sameHost lets through what was sent to an address, and refuses what was sent to a name: a web page
 // that points its own name at an address where this API can be reached (DNS rebinding) would
 // otherwise read it through the browser of somebody who forwards the port. What such a page sends to
-// the address itself is refused by its origin.
+// the address itself is refused by its origin. Names below .coder are those that stock desktop clients
+// give agents; nobody can have one in the public DNS.
 func sameHost(next http.Handler) http.Handler {
 	next = http.NewCrossOriginProtection().Handler(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := (&url.URL{Host: r.Host}).Hostname()
-		if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
+		name := strings.ToLower(strings.TrimSuffix(host, "."))
+		if _, err := netip.ParseAddr(host); err != nil && name != "localhost" && !strings.HasSuffix(name, ".coder") {
 			writeError(w, http.StatusForbidden, fmt.Sprintf("This API is not served at the name %q: use an address, or localhost.", host), nil)
 			return
 		}
