@@ -425,3 +425,26 @@ func FuzzDevcontainerOutput(f *testing.F) {
 		}
 	})
 }
+
+// TestScriptOfADevcontainer: what stands for a dev container is not run as a script, unless berthd knows
+// none of them.
+func TestScriptOfADevcontainer(t *testing.T) {
+	id, other := uuid.New(), uuid.New()
+	m := &agentpb.Manifest{
+		Scripts:       []*agentpb.WorkspaceAgentScript{{Id: other[:]}, {Id: id[:]}, {}},
+		Devcontainers: []*agentpb.WorkspaceAgentDevcontainer{{Id: id[:]}, {}},
+	}
+	a := &agent{}
+	if own := a.ownScripts(m); len(own) != 2 || own[0] != m.Scripts[0] || own[1] != m.Scripts[2] {
+		t.Errorf("scripts %v", own)
+	}
+	a.cfg.Services.NoDevcontainers = true
+	if own := a.ownScripts(m); len(own) != 3 {
+		t.Errorf("without dev containers: %v", own)
+	}
+	a.cfg.Services.NoDevcontainers = false
+	m.ParentId = other[:]
+	if own := a.ownScripts(m); len(own) != 3 {
+		t.Errorf("in a sub-agent: %v", own)
+	}
+}

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"bytes"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/berthd/berth/wire/agentpb"
@@ -65,23 +67,41 @@ func (a *agent) startWorkspace(ctx context.Context, m *agentpb.Manifest) agentpb
 			a.log.Info("start scripts ran before in this boot; not running them again", "state", stateName(state))
 		}
 		a.reporter.Lifecycle(state)
-		a.scripts.Adopt(m.GetScripts())
+		a.scripts.Adopt(a.ownScripts(m))
 		return state
 	}
 	note = startup{Boot: bootID(), AgentID: optionalID(m.GetAgentId())}
 	a.remember(note)
 	a.reporter.Lifecycle(agentpb.Lifecycle_STARTING)
 	began := time.Now()
-	result := a.scripts.Start(ctx, m.GetScripts())
+	own := a.ownScripts(m)
+	if left := len(m.GetScripts()) - len(own); left > 0 {
+		a.log.Warn("dev containers are declared, which berthd does not start by itself", "count", left,
+			"fix", "run devcontainer up in the workspace, or let the server recreate them")
+	}
+	result := a.scripts.Start(ctx, own)
 	if ctx.Err() != nil {
 		return agentpb.Lifecycle_STARTING
 	}
 	state := result.State()
-	a.log.Info("start scripts ended", "state", stateName(state), "scripts", len(m.GetScripts()), "took", time.Since(began).Round(time.Millisecond))
+	a.log.Info("start scripts ended", "state", stateName(state), "scripts", len(own), "took", time.Since(began).Round(time.Millisecond))
 	a.reporter.Lifecycle(state)
 	note.Outcome = state.String()
 	a.remember(note)
 	return state
+}
+
+// ownScripts are those that are run as scripts. One with the id of a dev container is no script unless the
+// feature is off: it gives that its log source.
+func (a *agent) ownScripts(m *agentpb.Manifest) []*agentpb.WorkspaceAgentScript {
+	if a.cfg.Services.NoDevcontainers || len(m.GetParentId()) > 0 {
+		return m.GetScripts()
+	}
+	return slices.DeleteFunc(slices.Clone(m.GetScripts()), func(s *agentpb.WorkspaceAgentScript) bool {
+		return len(s.GetId()) > 0 && slices.ContainsFunc(m.GetDevcontainers(), func(d *agentpb.WorkspaceAgentDevcontainer) bool {
+			return bytes.Equal(d.GetId(), s.GetId())
+		})
+	})
 }
 
 // stopWorkspace runs the stop scripts at once, all within one budget.
