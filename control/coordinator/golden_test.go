@@ -60,6 +60,7 @@ func TestGoldenExchange(t *testing.T) {
 				if err := r.Send(req); err != nil {
 					t.Fatalf("step %d: %v", i+1, err)
 				}
+				synctest.Wait() // two peers' requests are in no order otherwise
 				continue
 			}
 			synctest.Wait()
