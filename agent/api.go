@@ -81,7 +81,7 @@ func (a *api) handler() http.Handler {
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, wire.Error{Message: "Hello from the agent!"})
 	})
-	mux.HandleFunc("GET /api/v0/listening-ports", a.listeningPorts)
+	mux.HandleFunc("GET "+wire.PathAgentPorts, a.listeningPorts)
 	mux.HandleFunc("POST /api/v0/list-directory", a.listDirectory)
 	mux.HandleFunc("GET /api/v0/netcheck", a.netcheck)
 	a.routeContainers(mux)

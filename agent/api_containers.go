@@ -25,21 +25,19 @@ const (
 	goodbye = time.Second
 )
 
-const pathContainers = "/api/v0/containers"
-
 // routeContainers adds what is known of containers. Switched off, only the list itself says so: the
 // rest is not there.
 func (a *api) routeContainers(mux *http.ServeMux) {
 	if refusal := a.containers.refusal; refusal != "" {
-		mux.HandleFunc("GET "+pathContainers, func(w http.ResponseWriter, _ *http.Request) {
+		mux.HandleFunc("GET "+wire.PathAgentContainers, func(w http.ResponseWriter, _ *http.Request) {
 			writeError(w, http.StatusForbidden, refusal, nil)
 		})
 		return
 	}
-	mux.HandleFunc("GET "+pathContainers, a.listContainers)
-	mux.HandleFunc("GET "+pathContainers+"/watch", a.watchContainers)
-	mux.HandleFunc("POST "+pathContainers+"/devcontainers/{id}/recreate", a.recreateDevcontainer)
-	mux.HandleFunc("DELETE "+pathContainers+"/devcontainers/{id}", a.deleteDevcontainer)
+	mux.HandleFunc("GET "+wire.PathAgentContainers, a.listContainers)
+	mux.HandleFunc("GET "+wire.PathAgentContainers+"/watch", a.watchContainers)
+	mux.HandleFunc("POST "+wire.PathAgentContainers+"/devcontainers/{id}/recreate", a.recreateDevcontainer)
+	mux.HandleFunc("DELETE "+wire.PathAgentContainers+"/devcontainers/{id}", a.deleteDevcontainer)
 }
 
 // firstContainers lists the containers, or answers why that cannot be done.

@@ -140,7 +140,7 @@ func (y *yard) ask(t *testing.T, method, path string, into any) int {
 func (y *yard) only(t *testing.T) wire.Devcontainer {
 	t.Helper()
 	var list wire.Containers
-	if status := y.ask(t, "GET", pathContainers, &list); status != 200 || len(list.Devcontainers) != 1 {
+	if status := y.ask(t, "GET", wire.PathAgentContainers, &list); status != 200 || len(list.Devcontainers) != 1 {
 		t.Fatalf("status %d, %+v", status, list)
 	}
 	return list.Devcontainers[0]
@@ -180,7 +180,7 @@ func TestDevcontainers(t *testing.T) {
 		wire.Container{ID: "plain", Running: true},
 	)
 	var list wire.Containers
-	y.ask(t, "GET", pathContainers, &list)
+	y.ask(t, "GET", wire.PathAgentContainers, &list)
 	type row struct{ Name, Status, Container string }
 	var got []row
 	for _, d := range list.Devcontainers {
@@ -201,7 +201,7 @@ func TestDevcontainers(t *testing.T) {
 	if err := os.Chtimes(config, later, later); err != nil {
 		t.Fatal(err)
 	}
-	y.ask(t, "GET", pathContainers, &list)
+	y.ask(t, "GET", wire.PathAgentContainers, &list)
 	if !list.Devcontainers[0].Dirty || list.Devcontainers[1].ID != id {
 		t.Errorf("after a change of the configuration: %+v", list.Devcontainers)
 	}
@@ -209,10 +209,10 @@ func TestDevcontainers(t *testing.T) {
 
 func TestRecreateDevcontainer(t *testing.T) {
 	y := newYard(t)
-	recreate := pathContainers + "/devcontainers/" + y.id.String() + "/recreate"
+	recreate := wire.PathAgentContainers + "/devcontainers/" + y.id.String() + "/recreate"
 	var answer wire.Error
 	for _, path := range []string{uuid.NewString(), "web"} {
-		if status := y.ask(t, "POST", pathContainers+"/devcontainers/"+path+"/recreate", &answer); status != 404 || answer.Message != "Devcontainer not found." {
+		if status := y.ask(t, "POST", wire.PathAgentContainers+"/devcontainers/"+path+"/recreate", &answer); status != 404 || answer.Message != "Devcontainer not found." {
 			t.Errorf("%s: %d %+v", path, status, answer)
 		}
 	}
@@ -274,7 +274,7 @@ func TestWatchContainers(t *testing.T) {
 	y := newYard(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	conn, resp, err := websocket.Dial(ctx, y.url+pathContainers+"/watch", &websocket.DialOptions{CompressionMode: websocket.CompressionNoContextTakeover})
+	conn, resp, err := websocket.Dial(ctx, y.url+wire.PathAgentContainers+"/watch", &websocket.DialOptions{CompressionMode: websocket.CompressionNoContextTakeover})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,7 @@ func TestWatchContainers(t *testing.T) {
 		t.Errorf("first %+v", list)
 	}
 	y.install(t, `exit 3`)
-	y.ask(t, "POST", pathContainers+"/devcontainers/"+y.id.String()+"/recreate", new(wire.Error))
+	y.ask(t, "POST", wire.PathAgentContainers+"/devcontainers/"+y.id.String()+"/recreate", new(wire.Error))
 	var states []string
 	for len(states) == 0 || states[len(states)-1] != "error" {
 		states = append(states, next().Devcontainers[0].Status)
@@ -317,7 +317,7 @@ func TestWatchEndsWithTheAgent(t *testing.T) {
 	l := listenLoopback(t)
 	served := make(chan error, 1)
 	go func() { served <- a.serve(ctx, l) }()
-	conn, _, err := websocket.Dial(t.Context(), "http://"+l.Addr().String()+pathContainers+"/watch", nil)
+	conn, _, err := websocket.Dial(t.Context(), "http://"+l.Addr().String()+wire.PathAgentContainers+"/watch", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +351,7 @@ func TestWatcherThatDoesNotAnswer(t *testing.T) {
 	}
 	defer conn.Close()
 	fmt.Fprintf(conn, "GET %s/watch HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", pathContainers)
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", wire.PathAgentContainers)
 	buf := make([]byte, 4096)
 	for seen := ""; !strings.Contains(seen, "devcontainers"); {
 		n, err := conn.Read(buf)
@@ -375,7 +375,7 @@ func TestContainersSwitchedOff(t *testing.T) {
 	a := testAPI()
 	a.containers.refusal = "Dev Container feature not enabled."
 	h := a.handler()
-	for target, want := range map[string]int{pathContainers: 403, pathContainers + "/watch": 404, pathContainers + "/devcontainers/x/recreate": 404} {
+	for target, want := range map[string]int{wire.PathAgentContainers: 403, wire.PathAgentContainers + "/watch": 404, wire.PathAgentContainers + "/devcontainers/x/recreate": 404} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, request("GET", target, ""))
 		if w.Code != want || want == 403 && !strings.Contains(w.Body.String(), `"message":"Dev Container feature not enabled."`) {
@@ -387,13 +387,13 @@ func TestContainersSwitchedOff(t *testing.T) {
 func TestWatchRefusals(t *testing.T) {
 	a := testAPI()
 	w := httptest.NewRecorder()
-	a.handler().ServeHTTP(w, request("GET", pathContainers+"/watch", ""))
+	a.handler().ServeHTTP(w, request("GET", wire.PathAgentContainers+"/watch", ""))
 	if w.Code != 500 || !strings.Contains(w.Body.String(), "Could not get containers") {
 		t.Errorf("no engine: %d %s", w.Code, w.Body)
 	}
 	a.watchers.Store(maxWatchers)
 	w = httptest.NewRecorder()
-	a.handler().ServeHTTP(w, request("GET", pathContainers+"/watch", ""))
+	a.handler().ServeHTTP(w, request("GET", wire.PathAgentContainers+"/watch", ""))
 	if w.Code != 503 {
 		t.Errorf("too many: %d %s", w.Code, w.Body)
 	}

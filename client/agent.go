@@ -20,7 +20,7 @@ const maxSilence = time.Minute
 
 // PatchAppStatus tells what an app of the calling agent is doing, to a server that has no RPC for it.
 func (c *Client) PatchAppStatus(ctx context.Context, status wire.PatchAppStatus) error {
-	return c.call(ctx, http.MethodPatch, "/api/v2/workspaceagents/me/app-status", nil, status, http.StatusOK, nil)
+	return c.call(ctx, http.MethodPatch, wire.PathMe+"app-status", nil, status, http.StatusOK, nil)
 }
 
 // AwaitReinit waits until the server tells the calling agent to start anew. It fails with
@@ -40,7 +40,7 @@ func (c *Client) awaitReinit(ctx context.Context) (wire.Reinitialization, error)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var event wire.Reinitialization
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url("/api/v2/workspaceagents/me/reinit", url.Values{"wait": {"true"}}), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url(wire.PathMe+"reinit", url.Values{"wait": {"true"}}), nil)
 	if err != nil {
 		return event, err
 	}

@@ -73,7 +73,7 @@ func (c *Client) header() http.Header {
 }
 
 func agentPath(id uuid.UUID, rest string) string {
-	return "/api/v2/workspaceagents/" + id.String() + rest
+	return wire.PathAgents + id.String() + rest
 }
 
 // call makes one request; body and answer are JSON, or nil where there is none.
@@ -130,7 +130,7 @@ func (c *Client) dial(ctx context.Context, path string, query url.Values) (*webs
 // BuildInfo asks who the server is; it needs no token.
 func (c *Client) BuildInfo(ctx context.Context) (wire.BuildInfo, error) {
 	var info wire.BuildInfo
-	err := c.call(ctx, http.MethodGet, "/api/v2/buildinfo", nil, nil, http.StatusOK, &info)
+	err := c.call(ctx, http.MethodGet, wire.PathBuildInfo, nil, nil, http.StatusOK, &info)
 	return info, err
 }
 

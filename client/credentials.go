@@ -8,13 +8,11 @@ import (
 	"github.com/berthd/berth/wire"
 )
 
-const pathMe = "/api/v2/workspaceagents/me/"
-
 // GitSSHKey returns the key pair that the workspace's owner uses with git. The client's token must be
 // an agent's.
 func (c *Client) GitSSHKey(ctx context.Context) (wire.GitSSHKey, error) {
 	var key wire.GitSSHKey
-	err := c.call(ctx, http.MethodGet, pathMe+"gitsshkey", nil, nil, http.StatusOK, &key)
+	err := c.call(ctx, http.MethodGet, wire.PathMe+"gitsshkey", nil, nil, http.StatusOK, &key)
 	return key, err
 }
 
@@ -40,6 +38,6 @@ func (c *Client) ExternalAuth(ctx context.Context, q ExternalAuthQuery) (wire.Ex
 		query.Set("listen", "")
 	}
 	var auth wire.ExternalAuth
-	err := c.call(ctx, http.MethodGet, pathMe+"external-auth", query, nil, http.StatusOK, &auth)
+	err := c.call(ctx, http.MethodGet, wire.PathMe+"external-auth", query, nil, http.StatusOK, &auth)
 	return auth, err
 }

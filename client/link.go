@@ -60,7 +60,7 @@ func (c *Client) ConnectAgent(ctx context.Context) (*Link, error) {
 }
 
 func (c *Client) agentSession(ctx context.Context, version wire.Version) (*rpc.Client, error) {
-	return c.session(ctx, "/api/v2/workspaceagents/me/rpc", url.Values{"version": {version.String()}, "role": {"agent"}})
+	return c.session(ctx, wire.PathMe+"rpc", url.Values{"version": {version.String()}, "role": {"agent"}})
 }
 
 // olderServer reads the version a server is at from its refusal of a newer one.

@@ -18,8 +18,6 @@ import (
 	"github.com/berthd/berth/wire"
 )
 
-const containersPath = "/api/v0/containers"
-
 // parseLabels reads the label parameters of a query, or returns what is wrong with them.
 func parseLabels(query url.Values) (map[string]string, *wire.Error) {
 	labels := make(map[string]string)
@@ -45,7 +43,7 @@ func (s *Server) getContainers(w http.ResponseWriter, r *http.Request, a store.A
 	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
 	defer cancel()
 	var found wire.Containers
-	if err := s.ask(ctx, a.ID, http.MethodGet, containersPath, http.StatusOK, &found); err != nil {
+	if err := s.ask(ctx, a.ID, http.MethodGet, wire.PathAgentContainers, http.StatusOK, &found); err != nil {
 		if ctx.Err() != nil && !errors.As(err, new(unreachable)) {
 			writeError(w, &wire.Error{StatusCode: http.StatusRequestTimeout, Message: "Failed to fetch containers from agent.", Detail: "Request timed out."})
 			return
@@ -105,7 +103,7 @@ func (s *Server) getContainersWatch(w http.ResponseWriter, r *http.Request, a st
 func (s *Server) watchContainers(ctx context.Context, agent uuid.UUID) (*websocket.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	conn, resp, err := websocket.Dial(ctx, agentURL("ws", agent, containersPath+"/watch"), &websocket.DialOptions{
+	conn, resp, err := websocket.Dial(ctx, agentURL("ws", agent, wire.PathAgentContainers+"/watch"), &websocket.DialOptions{
 		HTTPClient: s.peers.client(agent),
 		// The only socket on which compression is spoken: lists of containers are long and repeat themselves.
 		CompressionMode: websocket.CompressionNoContextTakeover,
@@ -143,7 +141,7 @@ func (s *Server) changeDevcontainer(w http.ResponseWriter, r *http.Request, a st
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), askTimeout)
 	defer cancel()
-	err := s.ask(ctx, a.ID, r.Method, containersPath+"/devcontainers/"+id.String()+what, status, answer)
+	err := s.ask(ctx, a.ID, r.Method, wire.PathAgentContainers+"/devcontainers/"+id.String()+what, status, answer)
 	if err != nil {
 		writeError(w, agentFailure(err, failure))
 	}

@@ -136,7 +136,7 @@ func (s *Server) getListeningPorts(w http.ResponseWriter, r *http.Request, a sto
 	defer cancel()
 	var found wire.ListeningPorts
 	// A stock agent has TCP ports alone, and does not look at the query.
-	path := "/api/v0/listening-ports?" + wire.QueryNetwork + "=" + wire.NetworkAll
+	path := wire.PathAgentPorts + "?" + wire.QueryNetwork + "=" + wire.NetworkAll
 	if err := s.ask(ctx, a.ID, http.MethodGet, path, http.StatusOK, &found); err != nil {
 		writeError(w, serverFailure(err, "Internal error fetching listening ports."))
 		return

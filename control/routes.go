@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	api    = "/api/v2/"
-	agents = api + "workspaceagents/"
+	api    = wire.PathAPI
+	agents = wire.PathAgents
 )
 
 // Who may call a route, by the names that the document has for it.
@@ -59,14 +59,14 @@ func (s *Server) endpoints() []endpoint {
 
 	on("GET", "/healthz", anyone(getOK), openapi.Operation{Summary: "Whether the server answers", Media: openapi.Text})
 	on("GET", "/latency-check", anyone(getLatencyCheck), openapi.Operation{Summary: "How far the server is, also for pages of other origins", Media: openapi.Text})
-	on("GET", "/derp", relay, openapi.Operation{Summary: "The relay, over an upgrade to DERP or WebSocket", Socket: openapi.BinaryMessages, Errors: []int{426}})
-	on("GET", "/derp/latency-check", relay, openapi.Operation{Summary: "How far the relay is"})
-	on("GET", "/derp/probe", relay, openapi.Operation{Summary: "How far the relay is, as newer nodes ask"})
+	on("GET", wire.PathDERP, relay, openapi.Operation{Summary: "The relay, over an upgrade to DERP or WebSocket", Socket: openapi.BinaryMessages, Errors: []int{426}})
+	on("GET", wire.PathLatencyCheck, relay, openapi.Operation{Summary: "How far the relay is"})
+	on("GET", wire.PathDERP+"/probe", relay, openapi.Operation{Summary: "How far the relay is, as newer nodes ask"})
 
 	on("GET", externalAuthPath+"{provider}", anyone(s.getExternalAuthPage), openapi.Operation{
 		Summary: "What is to be done for a service without a token", Media: openapi.Text})
 
-	on("GET", api+"buildinfo", anyone(s.getBuildInfo), openapi.Operation{Summary: "What runs here", Answer: wire.BuildInfo{}})
+	on("GET", wire.PathBuildInfo, anyone(s.getBuildInfo), openapi.Operation{Summary: "What runs here", Answer: wire.BuildInfo{}})
 	on("GET", api+"derp-map", anyone(s.getDERPMap), openapi.Operation{Summary: "The relay map, as it changes",
 		Socket: openapi.BinaryMessages, Answer: wire.DERPMap{}, Errors: []int{400}})
 

@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/tailnetpb"
 )
 
@@ -296,7 +297,7 @@ func (n *Node) measureNode(ctx context.Context, node relayNode) (measurement, er
 		WroteRequest:         func(httptrace.WroteRequestInfo) { asked.Store(int64(time.Since(start))) },
 		GotFirstResponseByte: func() { answered.Store(int64(time.Since(start))) },
 	})
-	req := (&http.Request{Method: http.MethodGet, URL: node.url("/derp/latency-check"), Header: n.cfg.header()}).WithContext(ctx)
+	req := (&http.Request{Method: http.MethodGet, URL: node.url(wire.PathLatencyCheck), Header: n.cfg.header()}).WithContext(ctx)
 	resp, err := n.cfg.transport(node).RoundTrip(req)
 	if err != nil {
 		return m, fmt.Errorf("cannot measure the relay at %s: %w", req.URL.Host, err)

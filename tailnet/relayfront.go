@@ -20,6 +20,8 @@ import (
 
 	"github.com/coder/websocket"
 	"tailscale.com/tailcfg"
+
+	"github.com/berthd/berth/wire"
 )
 
 // The library builds its relay clients itself and leaves no hook for headers,
@@ -300,7 +302,7 @@ func (f *relayFront) connect(ctx context.Context, cancel func(), reg *region) (i
 // upgrade opens a stream the plain way. A reason says that something on the way
 // does not let it pass, so that WebSocket may do better.
 func (f *relayFront) upgrade(ctx context.Context, node relayNode) (_ io.ReadWriteCloser, reason string, _ error) {
-	u := node.url("/derp")
+	u := node.url(wire.PathDERP)
 	req := (&http.Request{Method: http.MethodGet, URL: u, Header: f.cfg.header()}).WithContext(ctx)
 	req.Header.Set("Upgrade", "DERP")
 	req.Header.Set("Connection", "Upgrade")
@@ -322,7 +324,7 @@ func (f *relayFront) upgrade(ctx context.Context, node relayNode) (_ io.ReadWrit
 }
 
 func (f *relayFront) websocket(ctx context.Context, node relayNode) (io.ReadWriteCloser, error) {
-	u := node.url("/derp")
+	u := node.url(wire.PathDERP)
 	// A redirect is not followed, here as in upgrade: headers are for this relay,
 	// and the WebSocket package would follow any number of them.
 	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }

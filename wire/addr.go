@@ -7,16 +7,18 @@ import (
 	"github.com/google/uuid"
 )
 
-// Prefixes that mesh addresses lie in: the primary one, which is dialled, and the newer one.
+// Prefixes that mesh addresses lie in: the primary one, which is dialled, and the newer one (docs/protocol.md#names).
 var (
 	PrimaryPrefix = netip.MustParsePrefix("fd7a:115c:a1e0::/48")
 	NewerPrefix   = netip.MustParsePrefix("fd60:627a:a42b::/48")
 )
 
 // NodeKeyPrefix stands before the 32 bytes of a node's WireGuard key in the node it publishes.
+//
+// See docs/protocol.md#names.
 const NodeKeyPrefix = "np"
 
-// LegacyAgentAddr is the one address that agents older than API 2.0 shared; servers still accept it.
+// LegacyAgentAddr is the one address that agents older than API 2.0 shared; servers still accept it (docs/protocol.md#names).
 var LegacyAgentAddr = netip.MustParseAddr("fd7a:115c:a1e0:49d6:b259:b7ac:b1b2:48f4")
 
 // AgentAddr returns the address to dial an agent at: the id with its first six bytes replaced by

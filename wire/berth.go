@@ -6,11 +6,13 @@ import (
 	"github.com/google/uuid"
 )
 
-// PathBerth is where berth's own additions to the HTTP API live; nothing else does.
-const PathBerth = "/api/v2/berth/"
+// PathBerth is where berth's own additions to the HTTP API live; nothing else does (docs/protocol.md#additions).
+const PathBerth = PathAPI + "berth/"
 
 // QueryNetwork, when it is [NetworkAll], asks for UDP ports too in GET {id}/listening-ports. Stock
 // clients take every entry for TCP, so without it there are no others.
+//
+// See docs/protocol.md#additions.
 const (
 	QueryNetwork = "network"
 	NetworkAll   = "all"

@@ -38,7 +38,7 @@ type AnswerTiming struct {
 	ClockOffset time.Duration `json:"-"`
 }
 
-// MaxRetryAfter bounds for how long a server may send a client away.
+// MaxRetryAfter bounds for how long a server may send a client away (docs/protocol.md#pace).
 const MaxRetryAfter = 5 * time.Minute
 
 func readTiming(h http.Header, now time.Time) AnswerTiming {

@@ -59,7 +59,7 @@ type Reinitialization struct {
 	OwnerID uuid.UUID `json:"owner_id"`
 }
 
-// ReasonPrebuildClaimed says that a workspace that ran before it had a user has one now.
+// ReasonPrebuildClaimed says that a workspace that ran before it had a user has one now (docs/protocol.md#names).
 const ReasonPrebuildClaimed = "prebuild_claimed"
 
 // LogEntry is one stored line. IDs grow within an agent.
@@ -211,7 +211,7 @@ type Agent struct {
 // AgentStatus is the state of an agent's connection to the server.
 type AgentStatus string
 
-// The states of a connection.
+// The states of a connection (docs/protocol.md#names).
 const (
 	AgentConnecting   AgentStatus = "connecting"
 	AgentConnected    AgentStatus = "connected"

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Clouds that vouch for machines, as they stand in bodies, paths and configuration.
+// Clouds that vouch for machines, as they stand in bodies, paths and configuration (docs/protocol.md#names).
 const (
 	ProviderAWS    = "aws"
 	ProviderAzure  = "azure"
@@ -15,6 +15,8 @@ const (
 
 // PathIdentityChallenge is where a machine asks for a challenge before it proves itself. A stock
 // server answers 404; the machine then goes on without one.
+//
+// See docs/protocol.md#additions.
 const PathIdentityChallenge = PathBerth + "identity-challenge"
 
 // IdentityChallengeRequest is the body of POST [PathIdentityChallenge]. It needs no token.

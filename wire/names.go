@@ -2,19 +2,21 @@ package wire
 
 import "time"
 
-// How a request carries its token. A server takes either; a stock agent of 2025 sends only the cookie.
+// How a request carries its token (docs/protocol.md#http-served-by-berth-serve). A server takes either; a stock agent of 2025 sends only the cookie.
 const (
 	HeaderSessionToken = "Coder-Session-Token"
 	CookieSessionToken = "coder_session_token"
 )
 
 // QuerySignedAppToken is where a terminal's WebSocket carries a token in place of a key.
+//
+// See docs/protocol.md#names.
 const QuerySignedAppToken = "coder_signed_app_token_23db1dde"
 
-// HeaderBuildVersion stands on every response of a control server.
+// HeaderBuildVersion stands on every response of a control server (docs/protocol.md#names).
 const HeaderBuildVersion = "X-Coder-Build-Version"
 
-// TCP ports that an agent serves on its tailnet address. Every other port is forwarded to loopback.
+// TCP ports that an agent serves on its tailnet address (docs/protocol.md#ports-of-an-agent-on-the-mesh). Every other port is forwarded to loopback.
 const (
 	PortSSH         = 1
 	PortPTY         = 2
@@ -83,9 +85,9 @@ const (
 	ResumeRefresh  = 12 * time.Hour
 )
 
-// ExternalLogSource is the source of log lines that name none.
+// ExternalLogSource is the source of log lines that name none (docs/protocol.md#names).
 const ExternalLogSource = "3b579bf4-1ed8-4b99-87a8-e9a1e3410410"
 
-// CodeUnimplemented is the RPC error code of a method that this version of a server lacks; see
+// CodeUnimplemented (docs/protocol.md#names) is the RPC error code of a method that this version of a server lacks; see
 // [Version.HasMethod].
 const CodeUnimplemented = 12

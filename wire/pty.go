@@ -69,7 +69,7 @@ type PTYRequest struct {
 	Width  uint16 `json:"width,omitempty"`
 }
 
-// MaxPTYRequest bounds one [PTYRequest]: a large paste, with every byte escaped.
+// MaxPTYRequest bounds one [PTYRequest]: a large paste, with every byte escaped (docs/protocol.md#names).
 const MaxPTYRequest = 1 << 20
 
 // PTYRequestReader reads the requests that follow a [PTYInit].

@@ -2,7 +2,7 @@ package wire
 
 import "strings"
 
-// Unreadable stands for bytes of a program's output that are no text.
+// Unreadable stands for bytes of a program's output that are no text (docs/protocol.md#names).
 const Unreadable = "❌"
 
 // Text makes output fit for the protocol: each run of invalid UTF-8 and each NUL, which servers

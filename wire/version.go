@@ -9,7 +9,7 @@ import (
 // Version is a version of the agent API.
 type Version struct{ Major, Minor int }
 
-// CurrentVersion is the newest version spoken here; OldestVersion the oldest that is accepted.
+// CurrentVersion is the newest version spoken here; OldestVersion the oldest that is accepted (docs/protocol.md#names).
 var (
 	CurrentVersion = Version{2, 10}
 	OldestVersion  = Version{2, 0}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -143,7 +144,7 @@ func (s *server) tokens(ctx context.Context) ([]wire.CreatedAgent, error) {
 }
 
 // recovering is what the store says of its files after a server was killed, which is no trouble.
-const recovering = "TTL state is outdated; attempting to recover"
+var recovering = regexp.MustCompile(`store: Filestore .*(attempting to recover|will rebuild|Recovering stream state|Stream state detected prior state)`)
 
 // troubles are the warnings and errors in the server's log.
 func (s *server) troubles() ([]string, error) {
@@ -155,7 +156,7 @@ func (s *server) troubles() ([]string, error) {
 	lines := bufio.NewScanner(bytes.NewReader(body))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		if line := lines.Text(); !strings.Contains(line, recovering) && (strings.Contains(line, "WARN") || strings.Contains(line, "ERROR") || strings.Contains(line, "panic")) {
+		if line := lines.Text(); !recovering.MatchString(line) && (strings.Contains(line, "WARN") || strings.Contains(line, "ERROR") || strings.Contains(line, "panic")) {
 			found = append(found, line)
 		}
 	}

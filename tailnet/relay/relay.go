@@ -28,6 +28,8 @@ import (
 	"tailscale.com/derp/derpserver"
 	"tailscale.com/envknob"
 	"tailscale.com/types/key"
+
+	"github.com/berthd/berth/wire"
 )
 
 // sendQueueDepth is how many packets wait for one slow client before the oldest
@@ -70,7 +72,7 @@ func New(log *slog.Logger, known func(key [32]byte) bool) *Server {
 // it by which nodes measure the way here.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/derp", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc(wire.PathDERP, func(w http.ResponseWriter, r *http.Request) {
 		switch strings.ToLower(r.Header.Get("Upgrade")) {
 		case "derp":
 			s.serve(w, r, s.upgrade)
@@ -80,8 +82,8 @@ func (s *Server) Handler() http.Handler {
 			http.Error(w, "DERP requires connection upgrade", http.StatusUpgradeRequired)
 		}
 	})
-	mux.HandleFunc("/derp/latency-check", derpserver.ProbeHandler)
-	mux.HandleFunc("/derp/probe", derpserver.ProbeHandler)
+	mux.HandleFunc(wire.PathLatencyCheck, derpserver.ProbeHandler)
+	mux.HandleFunc(wire.PathDERP+"/probe", derpserver.ProbeHandler)
 	return mux
 }
 

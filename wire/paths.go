@@ -1,0 +1,20 @@
+package wire
+
+// Where the HTTP API of a control server is (docs/protocol.md#http-served-by-berth-serve).
+const (
+	PathAPI       = "/api/v2/"
+	PathBuildInfo = PathAPI + "buildinfo"
+	// PathAgents is followed by an agent's id, PathMe by what an agent asks about itself.
+	PathAgents = PathAPI + "workspaceagents/"
+	PathMe     = PathAgents + "me/"
+	// PathDERP is where every relay is, whatever the path of its server's URL, and PathLatencyCheck where
+	// nodes measure the way to it.
+	PathDERP         = "/derp"
+	PathLatencyCheck = PathDERP + "/latency-check"
+)
+
+// Where the HTTP API of an agent is, on [PortHTTP] of its mesh address (docs/protocol.md#http-on-port-4).
+const (
+	PathAgentPorts      = "/api/v0/listening-ports"
+	PathAgentContainers = "/api/v0/containers"
+)
