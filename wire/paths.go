@@ -13,7 +13,7 @@ const (
 	PathLatencyCheck = PathDERP + "/latency-check"
 )
 
-// Where the HTTP API of an agent is, on [PortHTTP] of its mesh address (docs/protocol.md#http-on-port-4).
+// Where the HTTP API of an agent is, on [PortHTTP] of its mesh address (docs/protocol.md#ports-of-an-agent-on-the-mesh).
 const (
 	PathAgentPorts      = "/api/v0/listening-ports"
 	PathAgentContainers = "/api/v0/containers"
