@@ -40,6 +40,8 @@ import (
 // config is the session's shape, which stock peers use too.
 func config() *yamux.Config {
 	return &yamux.Config{
+		// Peers open that many streams before the first is accepted. A stream's window is taken in before
+		// anybody reads it, so with the calls that are served a session may hold some 80 MiB.
 		AcceptBacklog:          256,
 		EnableKeepAlive:        true,
 		KeepAliveInterval:      30 * time.Second,
@@ -151,9 +153,6 @@ const (
 	// maxCalls is how many calls of one session are served at a time; more wait. Stock agents have about
 	// 15, clients fewer.
 	maxCalls = 64
-	// maxBacklog is how many more may wait; those beyond are reset. A stream's window of 256 KiB is taken
-	// in before anybody reads it, so with all that waits a session may hold some 50 MiB.
-	maxBacklog = 64
 	// maxLarge is how many of them may hold a request of more than smallRequest, up to
 	// [wire.MaxMessage], at a time; others wait to be read on. Large are logs and context, of which
 	// agents send one at a time.
@@ -179,7 +178,6 @@ func Serve(ctx context.Context, conn net.Conn, handler drpc.Handler, opts ServeO
 	// Probes do the same more often. The keepalive of yamux ends the session at the first ping that is late,
 	// and does not say that this was it.
 	shape.EnableKeepAlive = opts.PingInterval == 0
-	shape.AcceptBacklog = maxBacklog
 	open := new(streams)
 	session, err := yamux.Server(endingConn{watched, open}, shape)
 	if err != nil {
