@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -16,37 +13,6 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 )
-
-// TestPagesExist follows what the constants here say about where they are explained.
-func TestPagesExist(t *testing.T) {
-	link := regexp.MustCompile(`docs/([a-z]+\.md)#([a-z-]+)`)
-	files, err := filepath.Glob("*.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := 0
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
-			found++
-			page, err := os.ReadFile("../docs/" + m[1])
-			if err != nil {
-				t.Errorf("%s: %v", file, err)
-				continue
-			}
-			heading := `(?mi)^#+ ` + strings.ReplaceAll(m[2], "-", " ") + `$`
-			if !regexp.MustCompile(heading).Match(page) {
-				t.Errorf("%s: %s has no heading %q", file, m[1], m[2])
-			}
-		}
-	}
-	if found == 0 {
-		t.Error("no constant says where it is explained")
-	}
-}
 
 func TestAgentAddr(t *testing.T) {
 	id := uuid.MustParse("01020304-0506-0708-090a-0b0c0d0e0f10")
