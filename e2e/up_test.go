@@ -200,6 +200,7 @@ func (m *machine) shellComesBack(t *testing.T) {
 	}
 	berth := filepath.Join(bin, "berth")
 	tmux("new-session", "-d", "-s", "w", "-x", "100", "-y", "30", "env", "PS1=$ ", berth, "shell", "demo", "work")
+	tmux("set-option", "-s", "exit-empty", "off") // else the next session may meet a server that is about to end
 	eventually(t, 15*time.Second, "a prompt", func() bool { return strings.TrimSpace(screen()) != "" })
 	tmux("send-keys", "-t", "w", "vim -u NONE -i NONE -n", "Enter")
 	shows("VIM - Vi IMproved")
