@@ -99,7 +99,7 @@ func (l *link) run(ctx context.Context) error {
 		} else if refusals > 0 && l.mayLose() {
 			wait = min(wait, time.Until(since.Add(lossGrace)))
 		}
-		if !l.pause(ctx, wait, jumps) {
+		if !pause(ctx, wait, jumps) {
 			return nil
 		}
 	}
@@ -178,8 +178,9 @@ func (l *link) lost(held time.Duration, err error) {
 	l.event(Event{Step: StepLost, Detail: err.Error()})
 }
 
-// pause waits before the next attempt; a jump of the clock cuts it short. It returns false if ctx is done.
-func (l *link) pause(ctx context.Context, d time.Duration, jumps <-chan time.Duration) bool {
+// pause waits before the next attempt; a jump of the clock cuts it short, for those who pass a channel of
+// them. It returns false if ctx is done first.
+func pause(ctx context.Context, d time.Duration, jumps <-chan time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

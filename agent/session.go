@@ -172,21 +172,9 @@ func (a *agent) insist(ctx context.Context, what string, call func(context.Conte
 			return true
 		}
 		trouble.report(fmt.Sprintf("cannot %s: %v", what, err), "see the server's log; it is tried again")
-		if !pause(ctx, pace.Soon()) {
+		if !pause(ctx, pace.Soon(), nil) {
 			return false
 		}
-	}
-}
-
-// pause waits; it returns false if ctx is done first.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
 	}
 }
 
