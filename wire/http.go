@@ -115,6 +115,35 @@ type ListeningPort struct {
 	StartedAt *time.Time `json:"started_at,omitempty"`
 }
 
+// Terminals answers terminals of an agent: those that can be attached to by id or name on [PortPTY].
+type Terminals struct {
+	Terminals []Terminal `json:"terminals"`
+}
+
+// Terminal is one terminal of an agent. Text comes from programs and is not clean.
+type Terminal struct {
+	ID        uuid.UUID  `json:"id"`
+	Name      string     `json:"name,omitempty"`
+	Title     string     `json:"title,omitempty"`     // what the program calls its window
+	Command   string     `json:"command"`             // what the terminal was started with
+	Running   string     `json:"running,omitempty"`   // the command in the foreground now, where that can be read
+	Directory string     `json:"directory,omitempty"` // where it is (OSC 7, else of the process in the foreground)
+	Container string     `json:"container,omitempty"`
+	PID       int        `json:"pid"`
+	Rows      uint16     `json:"rows"`
+	Cols      uint16     `json:"cols"`
+	Viewers   int        `json:"viewers"`
+	CreatedAt time.Time  `json:"created_at"`
+	ActiveAt  time.Time  `json:"active_at"`        // last output or input
+	EndsAt    time.Time  `json:"ends_at,omitzero"` // when it is ended if nobody attaches
+	Exited    *PTYEnding `json:"exited,omitempty"` // how it ended, while nobody was told
+}
+
+// TerminalChange changes a terminal (PATCH [PathAgentTerminals]/{id or name}).
+type TerminalChange struct {
+	Name *string `json:"name,omitempty"`
+}
+
 // Containers answers containers, of the agent and of the server.
 type Containers struct {
 	Devcontainers []Devcontainer `json:"devcontainers"`

@@ -17,4 +17,5 @@ const (
 const (
 	PathAgentPorts      = "/api/v0/listening-ports"
 	PathAgentContainers = "/api/v0/containers"
+	PathAgentTerminals  = "/api/v0/terminals"
 )

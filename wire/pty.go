@@ -1,11 +1,13 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/google/uuid"
 )
@@ -25,6 +27,57 @@ type PTYInit struct {
 	ContainerUser string `json:",omitempty"`
 	// BackendType is "", "screen" or "buffered"; berth keeps its own screen and reads no difference.
 	BackendType string `json:",omitempty"`
+
+	// What follows is berth's addition; stock agents read past it.
+
+	// Name is what people call the terminal, shown in lists; it is given when the terminal is new.
+	Name string `json:",omitempty"`
+	// ReadOnly watches: what is typed and the window's size are left aside.
+	ReadOnly bool `json:",omitempty"`
+	// Existing asks for a terminal that is there already: if it is not, the agent says so and starts none.
+	Existing bool `json:",omitempty"`
+	// Ending asks for a [PTYEnding] as the last bytes of the stream.
+	Ending bool `json:",omitempty"`
+}
+
+// PTYEnding says why a terminal's stream ends. It follows the terminal's last byte as an application
+// program command (APC), which terminals show nothing of. A stream that ends without one was cut off.
+type PTYEnding struct {
+	Code   int    `json:"code"`             // the exit code; 128+n if a signal ended the program
+	Signal string `json:"signal,omitempty"` // the signal that ended the program, as in "KILL"
+	Reason string `json:"reason,omitempty"` // why the agent ended the terminal or has none, in words; empty if the program ended by itself
+}
+
+const (
+	ptyEndingStart = "\x1b_berth-ending;"
+	ptyEndingEnd   = "\x1b\\"
+	// MaxPTYEnding bounds an encoded ending in bytes: a reader that keeps this
+	// much of the stream's end has all of it (docs/terminals.md#the-stream-on-the-mesh).
+	MaxPTYEnding = 1 << 10
+)
+
+// AppendPTYEnding appends the bytes that end a stream. A reason that is too long is cut.
+func AppendPTYEnding(b []byte, e PTYEnding) []byte {
+	const room = MaxPTYEnding / 8 // JSON takes six bytes for one at most; the rest is for the other fields
+	e.Reason = strings.ToValidUTF8(e.Reason[:min(len(e.Reason), room)], "")
+	body, err := json.Marshal(e)
+	if err != nil {
+		body = []byte("{}") // it holds a number and two strings, so there is no such error
+	}
+	return append(append(append(b, ptyEndingStart...), body...), ptyEndingEnd...)
+}
+
+// CutPTYEnding takes the ending off the last bytes of a stream, if there is one.
+func CutPTYEnding(tail []byte) (rest []byte, e PTYEnding, ok bool) {
+	i := bytes.LastIndex(tail, []byte(ptyEndingStart))
+	if i < 0 || !bytes.HasSuffix(tail, []byte(ptyEndingEnd)) {
+		return tail, PTYEnding{}, false
+	}
+	body := tail[i+len(ptyEndingStart) : len(tail)-len(ptyEndingEnd)]
+	if err := json.Unmarshal(body, &e); err != nil {
+		return tail, PTYEnding{}, false
+	}
+	return tail[:i], e, true
 }
 
 // WritePTYInit writes the frame in one Write: a stock agent reads it with a single read.

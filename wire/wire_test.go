@@ -220,3 +220,28 @@ func TestIdentityProofMessage(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+func TestPTYEnding(t *testing.T) {
+	long := strings.Repeat("\x01\"é", 4<<10)
+	for _, want := range []PTYEnding{{}, {Code: 7}, {Code: 137, Signal: "KILL", Reason: "it was closed on request"}, {Reason: long}} {
+		stream := AppendPTYEnding([]byte("last words\x1b_berth-ending;"), want)
+		if n := len(stream) - len("last words\x1b_berth-ending;"); n > MaxPTYEnding {
+			t.Errorf("an ending of %d bytes, at most %d are promised", n, MaxPTYEnding)
+		}
+		rest, got, ok := CutPTYEnding(stream)
+		if want.Reason == long {
+			want.Reason = got.Reason
+			if !strings.HasPrefix(long, got.Reason) || got.Reason == "" {
+				t.Errorf("the reason became %q", got.Reason)
+			}
+		}
+		if !ok || string(rest) != "last words\x1b_berth-ending;" || got != want {
+			t.Errorf("%+v came back as %+v, %v, after %q", want, got, ok, rest)
+		}
+	}
+	for _, cut := range []string{"", "text", "\x1b_berth-ending;", "\x1b_berth-ending;{}", "\x1b_berth-ending;{\x1b\\", "\x1b_berth-ending;{}\x1b\\\n"} {
+		if rest, _, ok := CutPTYEnding([]byte(cut)); ok || string(rest) != cut {
+			t.Errorf("%q was taken for an ending", cut)
+		}
+	}
+}
