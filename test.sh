@@ -21,6 +21,7 @@ up     berth up --check from source, as the README says
 fuzz   each fuzz target for FUZZTIME, beyond the seeds that unit runs
 load   a thousand agents on one server for five minutes, and its restart; only when named
 bench  the measurements quoted in docs/performance.md; only when named
+long   the tests that have a long variant (BERTH_LONG=1), at full length; only when named
 EOF
 }
 
@@ -154,6 +155,13 @@ fuzz_one() {
 load() {
 	go run ./bench/agents
 	go run ./bench/agents -stock -for 30s
+}
+
+# Tests that read BERTH_LONG do in CI a part of what they do here; one line a package.
+long() {
+	tools
+	export BERTH_LONG=1
+	go test -count=1 -timeout 60m -v ./ptyhost/...
 }
 
 bench() {
