@@ -263,6 +263,39 @@ func (a *Attachment) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// WriteTo writes all that Read would give to w. [io.Copy] uses it: nothing is copied on the way.
+func (a *Attachment) WriteTo(w io.Writer) (int64, error) {
+	var written int64
+	for {
+		for a.left == 0 {
+			if err := a.next(); err != nil {
+				if err = a.end(err); errors.Is(err, io.EOF) {
+					err = nil
+				}
+				return written, err
+			}
+		}
+		if a.r.Buffered() == 0 {
+			if _, err := a.r.Peek(1); err != nil {
+				return written, a.end(err)
+			}
+		}
+		p, err := a.r.Peek(min(a.r.Buffered(), a.left))
+		if err != nil {
+			return written, a.end(err)
+		}
+		n, err := w.Write(p)
+		written += int64(n)
+		a.left -= n
+		if _, derr := a.r.Discard(n); derr != nil && err == nil {
+			err = derr
+		}
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
 // next reads frames until one of output, of which it reads the header.
 func (a *Attachment) next() error {
 	select {

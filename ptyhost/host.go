@@ -120,7 +120,7 @@ func (h *Host) endAll() {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownGrace)
 	defer cancel()
 	for _, s := range sessions {
-		if err := s.flush(ctx); err != nil {
+		if err := s.drain(ctx); err != nil {
 			h.log.Warn("leaving a session whose program or viewers do not end", "session", s.id)
 		}
 	}

@@ -3,6 +3,7 @@ package ptyhost
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -163,6 +164,32 @@ func (t *terminal) foreground() (pgrp int) {
 		return 0
 	}
 	return pgrp
+}
+
+// read reads what the program wrote. Before it waits for that, it calls idle.
+func (t *terminal) read(p []byte, idle func()) (n int, err error) {
+	rerr := t.conn.Read(func(fd uintptr) bool {
+		for {
+			n, err = unix.Read(int(fd), p)
+			switch {
+			case errors.Is(err, unix.EINTR):
+				continue
+			case errors.Is(err, unix.EAGAIN):
+				idle()
+				return false
+			}
+			return true
+		}
+	})
+	switch {
+	case rerr != nil:
+		return 0, rerr
+	case err != nil:
+		return 0, err
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
 }
 
 // readable reports whether output is waiting.

@@ -25,8 +25,7 @@ const (
 	// exitBytes is how much of such output is kept: more than the kernel buffers, so all that came before the end is among it.
 	exitBytes = 256 << 10
 
-	readSize   = 4 << 10 // Linux gives no more per read of a terminal
-	idleBuffer = 8 << 10 // what a session that is not flooding may hold on to
+	readSize = 4 << 10 // Linux gives no more per read of a terminal
 
 	hangupGrace = 3 * time.Second // between hanging a session up and killing it
 )
@@ -93,9 +92,7 @@ func (s *session) run() {
 	wg.Go(func() { status <- s.wait() })
 	stopped := make(chan struct{})
 	wg.Go(func() { s.write(stopped) })
-	q := newQueue()
-	wg.Go(func() { s.read(q) })
-	s.show(q)
+	s.read()
 	// The end of output is not the end of the program: it may have closed its terminal and gone on.
 	exit := <-status
 	close(stopped)
@@ -137,16 +134,14 @@ func (s *session) wait() ExitStatus {
 	return ExitStatus{Code: ws.ExitStatus()}
 }
 
-// read takes in output until the last process let go of the terminal (EIO), or until shortly after the program's end.
-func (s *session) read(q *queue) {
-	defer q.close()
+// read takes in output until the last process let go of the terminal (EIO), or until shortly after the program's end. It shows each piece before
+// it reads the next: meanwhile the kernel takes in 64 KiB from the program, and a handover to another thread would cost more than it gives.
+func (s *session) read() {
 	buf := make([]byte, readSize)
 	left := exitBytes
 	for {
-		n, err := s.tty.master.Read(buf)
-		if n > 0 {
-			q.put(buf[:n])
-		}
+		n, err := s.tty.read(buf, s.flush)
+		s.output(buf[:n])
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			if err != nil {
 				return
@@ -156,8 +151,8 @@ func (s *session) read(q *queue) {
 		// The program is gone. What it wrote before is still to be read, but there may be someone else who writes for ever.
 		for left > 0 && s.tty.readable() {
 			s.tty.master.SetReadDeadline(time.Time{})
-			n, err := s.tty.master.Read(buf)
-			q.put(buf[:n])
+			n, err := s.tty.read(buf, s.flush)
+			s.output(buf[:n])
 			left -= n
 			if err != nil {
 				return
@@ -167,24 +162,12 @@ func (s *session) read(q *queue) {
 	}
 }
 
-// show passes on what is read.
-func (s *session) show(q *queue) {
-	var spare []byte
-	for {
-		p, ok := q.take(spare)
-		if !ok {
-			return
-		}
-		s.output(p)
-		spare = p
-		if cap(spare) > idleBuffer && len(p) < idleBuffer/2 { // a flood is over
-			spare = nil
-		}
-	}
-}
-
-// output shows p to the screen and to every viewer, and then waits for raw viewers that are full.
+// output shows p to the screen and to every viewer, and then waits for raw viewers that are full. Viewers are sent what is shown once there is
+// much of it, or nothing more to read: see flush.
 func (s *session) output(p []byte) {
+	if len(p) == 0 {
+		return
+	}
 	s.mu.Lock()
 	lines := s.screen.lines()
 	s.screen.write(p)
@@ -197,8 +180,23 @@ func (s *session) output(p []byte) {
 		}
 	}
 	s.mu.Unlock()
+	if len(slow) > 0 {
+		s.flush() // the others need not wait
+	}
 	for _, v := range slow {
 		s.await(v)
+	}
+}
+
+// flush lets viewers be sent what was shown. It is called when no more output waits to be read: waking a viewer for each piece of a flood would
+// cost more than showing it.
+func (s *session) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for v := range s.viewers {
+		if v.due() {
+			v.wake()
+		}
 	}
 }
 
@@ -271,7 +269,9 @@ func (s *session) attach(conn net.Conn, req AttachRequest) *viewer {
 	if s.active == nil && !v.readOnly {
 		s.activate(v)
 	}
-	v.out = s.screen.snapshot(v.view(0))
+	if snapshot := s.screen.snapshot(v.view(0)); len(snapshot) > 0 {
+		v.put(snapshot)
+	}
 	v.wake()
 	return v
 }
@@ -311,8 +311,8 @@ func (s *session) detach(v *viewer, told bool) {
 	}
 }
 
-// flush waits until the session has ended and its viewers were told.
-func (s *session) flush(ctx context.Context) error {
+// drain waits until the session has ended and its viewers were told.
+func (s *session) drain(ctx context.Context) error {
 	select {
 	case <-s.done:
 	case <-ctx.Done():

@@ -3,6 +3,8 @@ package ptyhost
 import (
 	"bufio"
 	"net"
+	"sync"
+	"time"
 
 	"github.com/berthd/berth/ptyhost/screen"
 )
@@ -14,6 +16,16 @@ const maxBacklog = 256 << 10
 // maxMissed is how many scrolled lines a viewer that fell behind is given back at most, so that catching up can not itself fall behind.
 const maxMissed = 1000
 
+const (
+	// batch is how much output of a flood a viewer is woken for: each time costs as much as reading some KiB.
+	batch = 64 << 10
+
+	// A viewer that fell behind is caught up when the flood has stopped for calm, or after catchUpPause while it goes on: as often as an eye can
+	// tell, while most of what passes unread costs the network and the viewer's machine nothing.
+	calm         = 5 * time.Millisecond
+	catchUpPause = 50 * time.Millisecond
+)
+
 // viewer is the host's side of one attachment. Its fields are guarded by the session's lock.
 type viewer struct {
 	session  *session
@@ -23,11 +35,12 @@ type viewer struct {
 	size     Size
 	typed    uint64 // when it last typed, in the session's count of such events; 0 never
 
-	out    []byte // output not yet sent
-	acks   int    // input consumed and not yet acknowledged
-	stale  bool   // output was left out; a snapshot is due once out is sent
-	seen   uint64 // lines scrolled when the viewer became stale
-	queued int    // input under way
+	out    []byte    // output not yet sent
+	acks   int       // input consumed and not yet acknowledged
+	stale  bool      // output was left out; a snapshot is due once out is sent
+	seen   uint64    // lines scrolled when the viewer became stale
+	since  time.Time // when it became stale
+	queued int       // input under way
 
 	telling bool // it is being told how the program ended
 
@@ -48,34 +61,52 @@ func (v *viewer) offer(p []byte, lines uint64) {
 	case v.stale:
 		return
 	case !v.raw && len(v.out) > 0 && len(v.out)+len(p) > maxBacklog:
-		v.stale, v.seen = true, lines
+		v.stale, v.seen, v.since = true, lines, time.Now()
 	default:
-		v.out = append(v.out, p...)
+		v.put(p)
+		if len(v.out) >= batch {
+			v.wake()
+		}
 	}
-	v.wake()
 }
+
+// put appends to what is sent next.
+func (v *viewer) put(p []byte) {
+	if v.out == nil {
+		v.out = buffers.Get().(*buffer).bytes[:0]
+	}
+	v.out = append(v.out, p...)
+}
+
+// due reports whether there is something to send.
+func (v *viewer) due() bool { return len(v.out) > 0 || v.stale }
 
 // full reports whether the program should wait for this viewer.
 func (v *viewer) full() bool { return v.raw && len(v.out) >= maxBacklog }
 
-// take moves what is to be sent into batch, and reports whether the session has ended and this was the last of it.
-func (v *viewer) take(batch []byte, spare []byte) (frames, output []byte, exit *ExitStatus) {
+// take moves what is to be sent out of the viewer: frames, then output, then that the session has ended, if it has and this was the last of it. If
+// the viewer is to be caught up but not yet, pause says when to ask again.
+func (v *viewer) take(frames []byte) (_, output []byte, exit *ExitStatus, pause time.Duration) {
 	s := v.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if v.acks > 0 {
-		batch = appendAck(batch, v.acks)
+		frames = appendAck(frames, v.acks)
 		v.acks = 0
 	}
 	if len(v.out) == 0 && v.stale {
-		missed := int(min(s.screen.lines()-v.seen, maxMissed))
-		if missed == 0 {
-			missed = -1
+		now := time.Now()
+		pause = min(catchUpPause-now.Sub(v.since), calm-now.Sub(s.lastActive))
+		if pause <= 0 || s.exit != nil {
+			missed := int(min(s.screen.lines()-v.seen, maxMissed))
+			if missed == 0 {
+				missed = -1
+			}
+			v.put(s.screen.snapshot(v.view(missed)))
+			v.stale = false
 		}
-		v.out = append(v.out, s.screen.snapshot(v.view(missed))...)
-		v.stale = false
 	}
-	output, v.out = v.out, spare[:0]
+	output, v.out = v.out, nil
 	if len(output) > 0 {
 		s.makeRoom()
 	}
@@ -84,7 +115,7 @@ func (v *viewer) take(batch []byte, spare []byte) (frames, output []byte, exit *
 		v.telling = true
 		s.told++ // before the viewer can act on it
 	}
-	return batch, output, exit
+	return frames, output, exit, pause
 }
 
 // view describes the viewer's window to the screen model.
@@ -94,36 +125,70 @@ func (v *viewer) view(lines int) screen.View {
 
 // send is the viewer's goroutine: it writes what is queued until the session ended and all is sent, or the viewer left.
 func (v *viewer) send() error {
-	var batch, spare []byte
+	var frames []byte
+	again := time.NewTimer(time.Hour)
+	defer again.Stop()
 	for {
 		select {
 		case <-v.ready:
+		case <-again.C:
 		case <-v.gone:
 			return net.ErrClosed
 		}
 		for {
-			frames, output, exit := v.take(batch[:0], spare)
-			for rest := output; len(rest) > 0; {
-				n := min(len(rest), maxOutput)
-				frames = appendFrame(frames, frameOutput, rest[:n])
-				rest = rest[n:]
+			var output []byte
+			var exit *ExitStatus
+			var pause time.Duration
+			frames, output, exit, pause = v.take(frames[:0])
+			if pause > 0 {
+				again.Reset(pause)
 			}
-			if exit != nil {
-				frames = appendJSON(frames, frameExit, exit)
+			if len(frames) == 0 && len(output) == 0 && exit == nil {
+				break
 			}
-			if len(frames) > 0 {
-				if _, err := v.conn.Write(frames); err != nil {
-					return err
-				}
+			if err := v.write(frames, output, exit); err != nil {
+				return err
 			}
-			batch, spare = shrink(frames), shrink(output)
 			if exit != nil {
 				return nil
 			}
-			if len(frames) == 0 {
-				break
-			}
 		}
+	}
+}
+
+// write sends frames, output and how the program ended. It gives back output's buffer.
+func (v *viewer) write(frames, output []byte, exit *ExitStatus) error {
+	for rest := output; len(rest) > 0; {
+		n := min(len(rest), maxFrame)
+		frames = appendHeader(frames, frameOutput, n)
+		parts := net.Buffers{frames, rest[:n]}
+		if _, err := parts.WriteTo(v.conn); err != nil {
+			return err
+		}
+		frames, rest = frames[:0], rest[n:]
+	}
+	if output != nil {
+		recycle(output)
+	}
+	if exit != nil {
+		frames = appendJSON(frames, frameExit, exit)
+	}
+	if len(frames) == 0 {
+		return nil
+	}
+	_, err := v.conn.Write(frames)
+	return err
+}
+
+// A buffer carries output to a viewer; between, no viewer holds one.
+type buffer struct{ bytes []byte }
+
+var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, batch+readSize)} }}
+
+// recycle keeps b for other output, unless a snapshot made it huge.
+func recycle(b []byte) {
+	if cap(b) <= 2*maxBacklog {
+		buffers.Put(&buffer{b})
 	}
 }
 
