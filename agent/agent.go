@@ -93,6 +93,7 @@ type parts struct {
 	ssh       *sshd.Server
 	pty       *ptyServer
 	api       *api
+	ports     *ports.Lister
 	view      *containerView
 	debug     []*debugServer
 }
@@ -211,8 +212,9 @@ func (a *agent) makeAPI() {
 	if a.cfg.Services.NoDevcontainers {
 		a.view.refusal = "Dev Container feature not enabled."
 	}
+	a.ports = ports.New(ports.Config{HidePIDs: []int{os.Getpid()}, Log: a.log.With("part", "ports")})
 	a.api = &api{
-		ports:      listPorts,
+		ports:      a.ports,
 		containers: a.view,
 		manifest:   a.manifest.Load,
 		self:       a.self,
@@ -348,21 +350,6 @@ func (a *agent) patchAppStatus(ctx context.Context, status *agentpb.UpdateAppSta
 	return a.server.PatchAppStatus(ctx, wire.PatchAppStatus{
 		AppSlug: status.GetSlug(), State: strings.ToLower(status.GetState().String()), Message: status.GetMessage(), URI: status.GetUri(),
 	})
-}
-
-// listPorts lists what listens here, without what the agent itself opened.
-func listPorts(ctx context.Context) ([]wire.ListeningPort, error) {
-	all, err := ports.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	shown := []wire.ListeningPort{}
-	for _, p := range all {
-		if p.Port >= wire.FirstUserPort && p.PID != os.Getpid() {
-			shown = append(shown, p)
-		}
-	}
-	return shown, nil
 }
 
 // showMetrics writes the agent's own gauges for Prometheus.

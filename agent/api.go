@@ -32,7 +32,7 @@ const apiTimeout = 20 * time.Second
 // that this workspace declares or has. It reads no file's content, writes none and starts no command
 // of a caller's choosing; who may do that has SSH.
 type api struct {
-	ports      func(context.Context) ([]wire.ListeningPort, error)
+	ports      portView
 	containers *containerView
 	manifest   func() *agentpb.Manifest
 	self       func() *tailnetpb.Node // what peers are told of our node; nil before there is one
@@ -42,8 +42,9 @@ type api struct {
 	logs       *LogTail
 	log        *slog.Logger
 
-	watchers atomic.Int64
-	work     sync.WaitGroup // WebSockets, which the HTTP server does not wait for
+	watchers     atomic.Int64   // of containers
+	portWatchers atomic.Int64   // of listening ports
+	work         sync.WaitGroup // WebSockets, which the HTTP server does not wait for
 }
 
 // serve answers on l until ctx is done.
@@ -81,9 +82,9 @@ func (a *api) handler() http.Handler {
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, wire.Error{Message: "Hello from the agent!"})
 	})
-	mux.HandleFunc("GET "+wire.PathAgentPorts, a.listeningPorts)
 	mux.HandleFunc("POST /api/v0/list-directory", a.listDirectory)
 	mux.HandleFunc("GET /api/v0/netcheck", a.netcheck)
+	a.routePorts(mux)
 	a.routeContainers(mux)
 	a.routeDebug(mux)
 	mux.HandleFunc("GET /debug/prometheus", a.prometheus)
@@ -134,19 +135,6 @@ func onlyQuery(w http.ResponseWriter, r *http.Request, names ...string) bool {
 
 func writeBadQuery(w http.ResponseWriter, wrong ...wire.Validation) {
 	writeJSON(w, http.StatusBadRequest, wire.Error{Message: "Query parameters have invalid values.", Validations: wrong})
-}
-
-func (a *api) listeningPorts(w http.ResponseWriter, r *http.Request) {
-	ports, err := a.ports(r.Context())
-	if err != nil {
-		a.log.Warn("cannot list listening ports", "error", err)
-		writeError(w, http.StatusInternalServerError, "Could not scan for listening ports.", err)
-		return
-	}
-	if r.URL.Query().Get(wire.QueryNetwork) != wire.NetworkAll { // stock servers know TCP alone
-		ports = slices.DeleteFunc(ports, func(p wire.ListeningPort) bool { return p.Network != "tcp" })
-	}
-	writeJSON(w, http.StatusOK, wire.ListeningPorts{Ports: ports})
 }
 
 func writeJSON(w http.ResponseWriter, status int, body any) {

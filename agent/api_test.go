@@ -24,6 +24,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/berthd/berth/ports"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 	"github.com/berthd/berth/wire/tailnetpb"
@@ -47,9 +48,7 @@ func testManifest() *agentpb.Manifest {
 
 func testAPI() *api {
 	return &api{
-		ports: func(context.Context) ([]wire.ListeningPort, error) {
-			return []wire.ListeningPort{{ProcessName: "web", Network: "tcp", Port: 8080}, {ProcessName: "dns", Network: "udp", Port: 5353}}, nil
-		},
+		ports: ports.New(ports.Config{}),
 		containers: &containerView{list: func(context.Context) (wire.Containers, error) {
 			return wire.Containers{}, errors.New("no engine")
 		}},
@@ -87,7 +86,7 @@ func TestAPI(t *testing.T) {
 		contains           []string
 	}{
 		"hello":      {"GET", "/", "", 200, []string{`"message":"Hello from the agent!"`}},
-		"ports":      {"GET", "/api/v0/listening-ports", "", 200, []string{`"process_name":"web"`, `"network":"tcp"`, `"port":8080`}},
+		"ports":      {"GET", "/api/v0/listening-ports", "", 200, []string{`"process_name":`, `"network":"tcp"`, `"addresses":["127.0.0.1"]`, `"source":`}},
 		"containers": {"GET", "/api/v0/containers", "", 500, []string{`"message":"Could not get containers"`, "no engine"}},
 		"netcheck": {"GET", "/api/v0/netcheck", "", 200, []string{
 			`{"severity":"ok","warnings":null,"dismissed":false,"net_info":{"PreferredDERP":999,"DERPLatency":{"999-v4":0.5}},"interfaces":{"severity":`, `"addresses":[`, `"mtu":`}},

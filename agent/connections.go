@@ -1,11 +1,8 @@
 package agent
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"net"
-	"os"
 	"slices"
 	"sync"
 
@@ -63,26 +60,16 @@ func hostOf(addr net.Addr) string {
 	return host
 }
 
-// jetBrainsMarks stand in the command lines of JetBrains programs that people connect to.
-var jetBrainsMarks = []string{"idea.vendor.name=JetBrains", "com.jetbrains.toolbox", "remote-dev-server"}
-
 // jetBrains tells whether a JetBrains program listens on a port of this machine.
 func (a *agent) jetBrains(port uint16) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	all, err := ports.List(ctx)
+	all, err := a.ports.List(ctx)
 	if err != nil {
 		a.log.Debug("cannot tell who listens on a forwarded port", "error", err)
 		return false
 	}
 	return slices.ContainsFunc(all, func(p wire.ListeningPort) bool {
-		return p.Port == port && p.Network == "tcp" && isJetBrains(p.PID)
+		return p.Port == port && p.Network == "tcp" && p.Namespace == 0 && p.Hidden == ports.JetBrains
 	})
-}
-
-// isJetBrains looks at a process's whole command line: an IDE's names hundreds of libraries before
-// itself.
-func isJetBrains(pid int) bool {
-	command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	return err == nil && slices.ContainsFunc(jetBrainsMarks, func(mark string) bool { return bytes.Contains(command, []byte(mark)) })
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+
+	"github.com/berthd/berth/ports"
 )
 
 func TestJetBrainsProgramsAreKnownByTheirCommandLine(t *testing.T) {
@@ -42,7 +44,7 @@ func TestJetBrainsProgramsAreKnownByTheirCommandLine(t *testing.T) {
 			if _, err := fmt.Fscan(stdout, &port); err != nil {
 				t.Fatal(err)
 			}
-			a := &agent{log: slog.New(slog.DiscardHandler)}
+			a := &agent{log: slog.New(slog.DiscardHandler), parts: parts{ports: ports.New(ports.Config{})}}
 			if got := a.jetBrains(port); got != tt.want {
 				t.Errorf("jetBrains = %v, want %v", got, tt.want)
 			}

@@ -137,13 +137,22 @@ func (s *Server) getListeningPorts(w http.ResponseWriter, r *http.Request, a sto
 	var found wire.ListeningPorts
 	// A stock agent has TCP ports alone, and does not look at the query.
 	path := wire.PathAgentPorts + "?" + wire.QueryNetwork + "=" + wire.NetworkAll
+	if r.URL.Query().Get(wire.QueryHidden) == "true" {
+		path += "&" + wire.QueryHidden + "=true"
+	}
 	if err := s.ask(ctx, a.ID, http.MethodGet, path, http.StatusOK, &found); err != nil {
 		writeError(w, serverFailure(err, "Internal error fetching listening ports."))
 		return
 	}
 	apps, all := appPorts(a), r.URL.Query().Get(wire.QueryNetwork) == wire.NetworkAll
-	shown := wire.ListeningPorts{Ports: []wire.ListeningPort{}}
+	shown := wire.ListeningPorts{Ports: []wire.ListeningPort{}, Source: found.Source}
 	for _, p := range found.Ports {
+		if p.Namespace != 0 { // of a container, say; nobody can forward it by its number
+			if all {
+				shown.Ports = append(shown.Ports, p)
+			}
+			continue
+		}
 		if (all || p.Network == "tcp") && p.Port >= wire.FirstUserPort && !slices.Contains(hiddenPorts, p.Port) && !apps[p.Port] {
 			shown.Ports = append(shown.Ports, p)
 		}

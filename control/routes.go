@@ -149,8 +149,9 @@ func (s *Server) endpoints() []endpoint {
 	}
 	on("GET", agents+"{id}/listening-ports", s.onAgent(s.getListeningPorts), openapi.Operation{
 		Summary: "What listens in the workspace",
-		Query:   []openapi.Param{{Name: wire.QueryNetwork, Type: "string", Doc: "all: UDP too, not only TCP"}},
-		Answer:  wire.ListeningPorts{}, Errors: []int{400, 404, 500}})
+		Query: []openapi.Param{{Name: wire.QueryNetwork, Type: "string", Doc: "all: UDP too, not only TCP, and ports in other network namespaces"},
+			{Name: wire.QueryHidden, Type: "boolean", Doc: "true: also ports of berthd itself and of editors' helpers"}},
+		Answer: wire.ListeningPorts{}, Errors: []int{400, 404, 500}})
 	on("GET", agents+"{id}/containers", s.onAgent(s.getContainers), openapi.Operation{
 		Summary: "The containers beside the agent",
 		Query:   []openapi.Param{{Name: "label", Type: "string", Doc: "key=value that containers must have; may be given often"}},

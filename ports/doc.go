@@ -1,6 +1,6 @@
 // Package ports lists the ports listening on this machine and in its containers.
 //
-// [List] lists them; [New] makes a [Lister] of one's own, to hide the ports of some processes.
+// A [Lister] lists them, and tells of changes to those who watch.
 //
 // Sockets come from the kernel's socket diagnosis over netlink, which costs what there are listeners and not what there are connections; where it is
 // not allowed, from /proc/net. Who owns a socket is found by walking the descriptors of every process that may be read, once: the next scan only

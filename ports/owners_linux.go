@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/user"
 	"slices"
@@ -13,8 +14,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/berthd/berth/wire"
 )
 
 const (
@@ -42,6 +41,7 @@ type owner struct {
 
 type process struct {
 	name, command string
+	helper        string // what it belongs to, if it is hidden
 	started       *time.Time
 	read          time.Time
 }
@@ -189,14 +189,14 @@ func socketInode(link []byte) (uint32, bool) {
 	return uint32(n), n <= 1<<32-1
 }
 
-// describe fills in what can be read of the process that owns entry.
-func (o *owners) describe(entry *wire.ListeningPort) {
-	p := o.processes[entry.PID]
+// process returns what is known of a process.
+func (o *owners) process(pid int) *process {
+	p := o.processes[pid]
 	if p == nil {
-		p = readProcess(entry.PID)
-		o.processes[entry.PID] = p
+		p = readProcess(pid)
+		o.processes[pid] = p
 	}
-	entry.ProcessName, entry.Command, entry.StartedAt = p.name, p.command, p.started
+	return p
 }
 
 // readProcess reads what may be read of a process.
@@ -206,10 +206,11 @@ func readProcess(pid int) *process {
 		p.name, p.started = parseStat(string(stat), bootTime())
 	}
 	if f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil {
-		text := make([]byte, maxCommand)
-		n, _ := f.Read(text)
+		text, _ := io.ReadAll(io.LimitReader(f, maxArguments))
 		f.Close()
-		p.command = strings.ToValidUTF8(strings.TrimRight(strings.ReplaceAll(string(text[:n]), "\x00", " "), " "), "�")
+		p.helper = editorOf(text)
+		text = text[:min(len(text), maxCommand)]
+		p.command = strings.ToValidUTF8(strings.TrimRight(strings.ReplaceAll(string(text), "\x00", " "), " "), "�")
 	}
 	return p
 }

@@ -13,7 +13,7 @@ import (
 
 // Config configures a [Lister]. The zero value works.
 type Config struct {
-	// HidePIDs are processes whose ports are not listed.
+	// HidePIDs are processes whose ports are marked as hidden, for [Berthd].
 	HidePIDs []int
 	// Log is where the lister writes; nil discards.
 	Log *slog.Logger
@@ -26,6 +26,9 @@ type Lister struct {
 
 	mu     sync.Mutex // held for a whole scan: a second one at the same time would walk /proc for nothing
 	owners owners
+
+	scanning sync.Mutex
+	scanner  *scanner // nil when nobody watches
 }
 
 // source tells which sockets listen.
@@ -57,11 +60,6 @@ func New(cfg Config) *Lister {
 	return &Lister{cfg: cfg, source: bestSource(cfg.Log)}
 }
 
-var shared = sync.OnceValue(func() *Lister { return New(Config{}) })
-
-// List lists every port with one lister shared by the whole process.
-func List(ctx context.Context) ([]wire.ListeningPort, error) { return shared().List(ctx) }
-
 // Source names where the list comes from: "netlink", "/proc/net" or "nothing".
 func (l *Lister) Source() string { return l.source.String() }
 
@@ -85,27 +83,33 @@ func (l *Lister) group(sockets []socket) []wire.ListeningPort {
 	type port struct {
 		network string
 		number  uint16
+		hidden  string // what is hidden does not hide what is not
 	}
 	at := make(map[port]int, len(sockets))
 	list := make([]wire.ListeningPort, 0, len(sockets))
 	for _, s := range sockets {
 		pid := l.owners.pid(s)
-		if slices.Contains(l.cfg.HidePIDs, pid) {
-			continue
+		hidden := ""
+		if pid != 0 {
+			hidden = l.owners.process(pid).helper
 		}
-		p := port{s.network, s.local.Port()}
+		if slices.Contains(l.cfg.HidePIDs, pid) {
+			hidden = Berthd
+		}
+		p := port{s.network, s.local.Port(), hidden}
 		i, seen := at[p]
 		if !seen {
 			i = len(list)
 			at[p] = i
-			list = append(list, wire.ListeningPort{Network: p.network, Port: p.number, User: l.owners.user(s.uid)})
+			list = append(list, wire.ListeningPort{Network: p.network, Port: p.number, User: l.owners.user(s.uid), Hidden: hidden})
 		}
 		entry := &list[i]
 		entry.Addresses = append(entry.Addresses, s.local.Addr().String())
 		// Of several owners the first counts, which for a server with workers is the one that started them.
 		if pid != 0 && (entry.PID == 0 || pid < entry.PID) {
 			entry.PID = pid
-			l.owners.describe(entry)
+			owner := l.owners.process(pid)
+			entry.ProcessName, entry.Command, entry.StartedAt = owner.name, owner.command, owner.started
 		}
 	}
 	for i := range list {

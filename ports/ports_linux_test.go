@@ -185,8 +185,8 @@ func TestOwner(t *testing.T) {
 			t.Errorf("the second list differs: %s", diff)
 		}
 		hiding := &Lister{source: l.source, cfg: Config{HidePIDs: []int{cmd.Process.Pid}}}
-		if got := find(lists(t, hiding), "tcp", port); got != nil {
-			t.Errorf("a hidden process is listed: %+v", got)
+		if got := find(lists(t, hiding), "tcp", port); got == nil || got.Hidden != Berthd {
+			t.Errorf("a process to hide: %+v", got)
 		}
 	})
 }
@@ -286,7 +286,7 @@ func TestBestSource(t *testing.T) {
 func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := List(ctx); err == nil {
+	if _, err := New(Config{}).List(ctx); err == nil {
 		t.Error("a cancelled list succeeded")
 	}
 }

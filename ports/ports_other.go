@@ -5,8 +5,7 @@ package ports
 import (
 	"context"
 	"log/slog"
-
-	"github.com/berthd/berth/wire"
+	"time"
 )
 
 // nothing is the source of systems whose sockets this package cannot read.
@@ -20,7 +19,12 @@ func bestSource(*slog.Logger) source { return nothing{} }
 
 type owners struct{}
 
-func (owners) resolve(context.Context, []socket)  {}
-func (owners) pid(s socket) int                   { return s.pid }
-func (owners) user(uint32) string                 { return "" }
-func (owners) describe(entry *wire.ListeningPort) {}
+func (owners) resolve(context.Context, []socket) {}
+func (owners) pid(s socket) int                  { return s.pid }
+func (owners) user(uint32) string                { return "" }
+func (owners) process(int) process               { return process{} }
+
+type process struct {
+	name, command, helper string
+	started               *time.Time
+}

@@ -9,13 +9,16 @@ import (
 // PathBerth is where berth's own additions to the HTTP API live; nothing else does (docs/protocol.md#additions).
 const PathBerth = PathAPI + "berth/"
 
-// QueryNetwork, when it is [NetworkAll], asks for UDP ports too in GET {id}/listening-ports. Stock
-// clients take every entry for TCP, so without it there are no others.
+// QueryNetwork, when it is [NetworkAll], asks for all of listening-ports: UDP too, and ports in other
+// network namespaces. Stock clients take every entry for a TCP port that they can forward, so without
+// it there are no others. QueryHidden, when it is "true", asks for what is hidden as well: ports of
+// berthd itself and of editors' helpers.
 //
 // See docs/protocol.md#additions.
 const (
 	QueryNetwork = "network"
 	NetworkAll   = "all"
+	QueryHidden  = "hidden"
 )
 
 // AgentSummary is one row of GET /api/v2/berth/agents.

@@ -96,6 +96,8 @@ type BuildInfo struct {
 // ListeningPorts answers listening-ports, of the agent and of the server.
 type ListeningPorts struct {
 	Ports []ListeningPort `json:"ports"`
+	// Source names where berthd has them from (docs/ports.md). With stock agents it is empty.
+	Source string `json:"source,omitempty"`
 }
 
 // ListeningPort is one port that something listens on. The first three fields are the stock ones;
@@ -111,8 +113,14 @@ type ListeningPort struct {
 	PID       int        `json:"pid,omitempty"`
 	Command   string     `json:"command,omitempty"`
 	User      string     `json:"user,omitempty"`
-	Container string     `json:"container,omitempty"`
 	StartedAt *time.Time `json:"started_at,omitempty"`
+	// Container names the container that listens, or that publishes the port.
+	Container string `json:"container,omitempty"`
+	// Namespace is the inode of the network namespace that the port is in, as `lsns -t net` has it; 0
+	// is the agent's own. What is in another does not answer at the agent's loopback addresses.
+	Namespace int64 `json:"namespace,omitempty"`
+	// Hidden says what the port belongs to when it is shown only on demand ([QueryHidden]).
+	Hidden string `json:"hidden,omitempty"`
 }
 
 // Terminals answers terminals of an agent: those that can be attached to by id or name on [PortPTY].
