@@ -169,12 +169,17 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		DataDir:   cfg.Dirs.ScriptData,
 		Log:       cfg.Log,
 	})
-	a.terminals = &terminalHost{socket: socket, start: cfg.StartTerminals, log: cfg.Log}
+	a.terminals = &terminalHost{
+		socket: socket, start: cfg.StartTerminals, log: cfg.Log,
+		idle: idleTimes{unnamed: cfg.Services.TerminalIdleTimeout, named: cfg.Services.NamedTerminalIdleTimeout},
+	}
 	a.local = &localAPI{
 		path: local, server: cfg.Server.URL.String(), token: a.token,
 		appStatus: a.reporter.AppStatus, log: cfg.Log, ready: make(chan struct{}),
 	}
-	a.pty = &ptyServer{terminals: a.terminals, command: a.shell.Command, connected: a.connectedPTY, log: cfg.Log.With("part", "pty")}
+	a.pty = &ptyServer{
+		terminals: a.terminals, command: a.shell.Command, connected: a.connectedPTY, keeps: a.keepsTerminals, log: cfg.Log.With("part", "pty"),
+	}
 	a.ssh, err = sshd.New(sshd.Config{
 		HostKey:   hostKey,
 		Terminals: a.terminals,
@@ -216,6 +221,7 @@ func (a *agent) makeAPI() {
 	a.api = &api{
 		ports:      a.ports,
 		containers: a.view,
+		terminals:  a.terminals,
 		manifest:   a.manifest.Load,
 		self:       a.self,
 		mesh:       a.showMesh,
@@ -333,8 +339,8 @@ func (a *agent) runTerminals(ctx context.Context) error {
 	if err := a.terminals.ensure(ctx); err != nil && ctx.Err() == nil {
 		a.log.Warn("terminals do not work yet; trying again when one is opened", "error", err)
 	}
-	<-ctx.Done()
-	if a.restarting() || a.changed.Load() {
+	a.terminals.watch(ctx)
+	if a.keepsTerminals() {
 		return nil
 	}
 	endCtx, cancel := context.WithTimeout(context.Background(), terminalsBudget-time.Second)
@@ -344,6 +350,9 @@ func (a *agent) runTerminals(ctx context.Context) error {
 	}
 	return nil
 }
+
+// keepsTerminals reports whether terminals live on, once the agent stops.
+func (a *agent) keepsTerminals() bool { return a.restarting() || a.changed.Load() }
 
 // patchAppStatus tells an app's status to a server that has no RPC for it.
 func (a *agent) patchAppStatus(ctx context.Context, status *agentpb.UpdateAppStatusRequest) error {

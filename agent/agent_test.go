@@ -346,6 +346,7 @@ func TestAgentRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.stop(ErrRestart)
+	r.await(StepStopped)
 	if _, err := ptyhost.Dial(socket).List(t.Context()); err != nil {
 		t.Errorf("the terminals' process is gone after a restart: %v", err)
 	}

@@ -28,12 +28,13 @@ const apiTimeout = 20 * time.Second
 
 // api is the HTTP API on the node's port 4. It asks nobody for a credential: every peer of the mesh
 // that the coordinator lets through can call it, and so could whoever tricks such a peer's HTTP
-// client. So it shows things, and has one route that changes anything: it makes a dev container anew
-// that this workspace declares or has. It reads no file's content, writes none and starts no command
+// client. So it shows things, and has few routes that change anything: one makes a dev container anew
+// that this workspace declares or has, others rename and close terminals, to which every peer may attach. It reads no file's content, writes none and starts no command
 // of a caller's choosing; who may do that has SSH.
 type api struct {
 	ports      portView
 	containers *containerView
+	terminals  *terminalHost
 	manifest   func() *agentpb.Manifest
 	self       func() *tailnetpb.Node // what peers are told of our node; nil before there is one
 	mesh       func(io.Writer)
@@ -86,6 +87,7 @@ func (a *api) handler() http.Handler {
 	mux.HandleFunc("GET /api/v0/netcheck", a.netcheck)
 	a.routePorts(mux)
 	a.routeContainers(mux)
+	a.routeTerminals(mux)
 	a.routeDebug(mux)
 	mux.HandleFunc("GET /debug/prometheus", a.prometheus)
 	return sameHost(mux)

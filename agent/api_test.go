@@ -52,7 +52,8 @@ func testAPI() *api {
 		containers: &containerView{list: func(context.Context) (wire.Containers, error) {
 			return wire.Containers{}, errors.New("no engine")
 		}},
-		manifest: testManifest,
+		terminals: &terminalHost{socket: "/no/such/socket", log: slog.New(slog.DiscardHandler)},
+		manifest:  testManifest,
 		self: func() *tailnetpb.Node {
 			return &tailnetpb.Node{PreferredDerp: 999, DerpLatency: map[string]float64{"999-v4": 0.5}}
 		},

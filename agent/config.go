@@ -68,6 +68,10 @@ type Services struct {
 	BlockLocalPortForwards   bool
 	// NoDevcontainers switches off what the HTTP API tells of containers.
 	NoDevcontainers bool
+	// TerminalIdleTimeout and NamedTerminalIdleTimeout are how long a terminal on port 2 lives on with nobody
+	// attached, without a name and with one; 0 means for ever.
+	TerminalIdleTimeout      time.Duration
+	NamedTerminalIdleTimeout time.Duration
 	// StopTimeout is what all stop scripts together may take; 0 means a minute.
 	StopTimeout time.Duration
 }

@@ -2,20 +2,33 @@ package agent
 
 import (
 	"bufio"
+	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/berthd/berth/ptyhost"
 )
 
 // envListen makes the test binary a program that listens on a port, tells which, and ends when its
 // standard input does.
 const envListen = "BERTH_TEST_LISTEN"
 
+// envHost makes it the process that owns the terminals, on this socket.
+const envHost = "BERTH_TEST_PTYHOST"
+
 func TestMain(m *testing.M) {
+	if socket := os.Getenv(envHost); socket != "" {
+		if err := ptyhost.RunProcess(context.Background(), socket, slog.New(slog.NewTextHandler(os.Stderr, nil))); err != nil {
+			panic(err)
+		}
+		return
+	}
 	if os.Getenv(envListen) != "" {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {

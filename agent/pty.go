@@ -15,32 +15,33 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/berthd/berth/ptyhost"
 	"github.com/berthd/berth/shell"
 	"github.com/berthd/berth/wire"
 )
 
 const (
-	// ptyIdle is how long a terminal lives on with nobody attached. Stock clients rely on it.
-	ptyIdle = 5 * time.Minute
 	// ptyInitTimeout bounds how long a connection may take to say which terminal it wants.
 	ptyInitTimeout = 10 * time.Second
 	// maxPTYConns bounds connections at one time; each is a goroutine pair and a viewer's screen.
 	maxPTYConns = 256
+	// ptyEndingTimeout bounds telling a client why its terminal ended when it does not read.
+	ptyEndingTimeout = 2 * time.Second
+	// noExitCode is the exit code in the ending of a terminal that has none, as ssh has it.
+	noExitCode = 255
 )
-
-// terminals is where the agent's terminals live.
-type terminals interface {
-	Attach(context.Context, ptyhost.AttachRequest) (*ptyhost.Attachment, error)
-}
 
 // ptyServer lets clients attach to terminals by id on the node's port 2.
 type ptyServer struct {
-	terminals terminals
+	terminals *terminalHost
 	command   func(line string, clientEnv []string) (shell.Spec, error)
 	// connected reports a client that came; the function it returns reports that it left.
 	connected func(ip string) (left func(exit int, reason string))
-	log       *slog.Logger
+	// keeps reports whether terminals outlive this server, once it ends.
+	keeps func() bool
+	log   *slog.Logger
 
 	conns atomic.Int64 // connected now
 }
@@ -77,9 +78,6 @@ func (s *ptyServer) sessions() int64 { return s.conns.Load() }
 
 func (s *ptyServer) handle(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-
 	peer := hostOf(conn.RemoteAddr())
 	left := s.connected(peer)
 	err := s.attach(ctx, conn)
@@ -105,23 +103,27 @@ func reasonOf(err error) string {
 
 // attach connects conn with the terminal it asks for, until the program ends or the client leaves.
 func (s *ptyServer) attach(ctx context.Context, conn net.Conn) error {
-	if err := conn.SetReadDeadline(time.Now().Add(ptyInitTimeout)); err != nil {
-		return err
-	}
-	init, err := wire.ReadPTYInit(conn)
+	init, err := receiveInit(ctx, conn)
 	if err != nil {
-		return err
-	}
-	if err := conn.SetReadDeadline(time.Time{}); err != nil {
 		return err
 	}
 	att, err := s.open(ctx, init)
 	if err != nil {
-		// The person in front of the client sees nothing but what is written here.
-		fmt.Fprintf(conn, "%v\r\n", err)
+		// The person in front of a stock client sees nothing but what is written here.
+		text := fmt.Appendf(nil, "%v\r\n", err)
+		if init.Ending {
+			text = wire.AppendPTYEnding(text, wire.PTYEnding{Code: noExitCode, Reason: err.Error()})
+		}
+		conn.SetWriteDeadline(time.Now().Add(ptyEndingTimeout))
+		_, _ = conn.Write(text) // who left needs no reason
 		return err
 	}
 	defer att.Close()
+	leave := context.AfterFunc(ctx, func() {
+		conn.SetWriteDeadline(time.Now().Add(ptyEndingTimeout))
+		att.Close()
+	})
+	defer leave()
 
 	// Whichever direction ends first ends the other: closing conn and att frees both.
 	input := make(chan error, 1)
@@ -130,6 +132,10 @@ func (s *ptyServer) attach(ctx context.Context, conn net.Conn) error {
 		att.Close()
 	}()
 	_, outErr := io.Copy(conn, att)
+	if ending, ok := s.ending(ctx, att, outErr); ok && init.Ending {
+		conn.SetWriteDeadline(time.Now().Add(ptyEndingTimeout))
+		_, _ = conn.Write(wire.AppendPTYEnding(nil, ending)) // who left needs no reason
+	}
 	conn.Close()
 	inErr := <-input
 	if errors.Is(outErr, net.ErrClosed) || errors.Is(outErr, io.EOF) {
@@ -141,21 +147,90 @@ func (s *ptyServer) attach(ctx context.Context, conn net.Conn) error {
 	return outErr
 }
 
-// open attaches to the terminal with the id asked for, and starts it if there is none.
+// receiveInit reads what a client wants, in bounded time.
+func receiveInit(ctx context.Context, conn net.Conn) (wire.PTYInit, error) {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if err := conn.SetReadDeadline(time.Now().Add(ptyInitTimeout)); err != nil {
+		return wire.PTYInit{}, err
+	}
+	init, err := wire.ReadPTYInit(conn)
+	if err != nil {
+		return wire.PTYInit{}, err
+	}
+	return init, conn.SetReadDeadline(time.Time{})
+}
+
+// ending is why a terminal's output is at its end, if that is so: a connection may also just break.
+func (s *ptyServer) ending(ctx context.Context, att *ptyhost.Attachment, outErr error) (wire.PTYEnding, bool) {
+	switch {
+	case outErr == nil:
+		status, err := att.Wait()
+		return wire.PTYEnding{Code: status.Code, Signal: status.Signal, Reason: status.Reason}, err == nil
+	case errors.Is(outErr, ptyhost.ErrHostGone):
+		return wire.PTYEnding{Code: noExitCode, Reason: "the process that owns the terminals was killed"}, true
+	case ctx.Err() != nil && !s.keeps():
+		return wire.PTYEnding{Code: noExitCode, Reason: "the workspace stopped"}, true
+	}
+	return wire.PTYEnding{}, false
+}
+
+// open attaches to the terminal that is asked for, and starts it if there is none and the client did not ask for
+// one that exists.
 func (s *ptyServer) open(ctx context.Context, init wire.PTYInit) (*ptyhost.Attachment, error) {
 	if init.Container != "" {
 		return nil, errors.New("cannot open a terminal in a container: this agent opens terminals on the machine only")
 	}
-	spec, err := s.command(init.Command, nil)
+	id, err := s.find(ctx, init)
 	if err != nil {
 		return nil, err
 	}
-	spec.Env = terminalEnv(spec.Env)
-	return s.terminals.Attach(ctx, ptyhost.AttachRequest{
-		ID:     init.ID.String(),
-		Size:   ptyhost.Size{Rows: init.Height, Cols: init.Width},
-		Create: &ptyhost.CreateRequest{Argv: spec.Argv, Dir: spec.Dir, Env: spec.Env, IdleTimeout: ptyIdle},
-	})
+	req := ptyhost.AttachRequest{ID: id, Size: ptyhost.Size{Rows: init.Height, Cols: init.Width}, ReadOnly: init.ReadOnly}
+	if !init.Existing {
+		spec, err := s.command(init.Command, nil)
+		if err != nil {
+			return nil, err
+		}
+		req.Create = &ptyhost.CreateRequest{
+			Name: init.Name, Argv: spec.Argv, Dir: spec.Dir, Env: terminalEnv(spec.Env), IdleTimeout: s.terminals.idle.of(init.Name),
+		}
+	}
+	att, err := s.terminals.Attach(ctx, req)
+	if errors.Is(err, ptyhost.ErrNoSession) {
+		return nil, fmt.Errorf("there is no terminal %s: it has ended, or never was%s", cmp.Or(init.Name, init.ID.String()), s.terminals.lostAt())
+	}
+	return att, err
+}
+
+// find returns the id of the terminal that a client means. Clients make ids from names, so after a rename the id alone
+// can mean two terminals: the one whose name it was, and the one that has that name now.
+func (s *ptyServer) find(ctx context.Context, init wire.PTYInit) (string, error) {
+	id := init.ID.String()
+	if init.Name == "" {
+		return id, nil
+	}
+	all, err := s.terminals.list(ctx)
+	if err != nil {
+		return "", err
+	}
+	var named, known *ptyhost.SessionInfo
+	for i := range all {
+		if all[i].Name == init.Name {
+			named = &all[i]
+		}
+		if all[i].ID == id {
+			known = &all[i]
+		}
+	}
+	switch {
+	case init.Existing && known != nil: // it comes back to a terminal that may have been renamed meanwhile
+		return id, nil
+	case named != nil:
+		return named.ID, nil
+	case known != nil && known.Name != "":
+		return uuid.NewString(), nil
+	}
+	return id, nil
 }
 
 // typist is the side of an attachment that takes input.

@@ -8,10 +8,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,25 +97,29 @@ func TestTerminalEnv(t *testing.T) {
 	}
 }
 
-// servePTY runs a server with a real terminal host behind it, over loopback. It returns where, and
-// what is reported of connections.
-func servePTY(t *testing.T) (addr string, reports <-chan string) {
+// ptyTest is a server with a real terminal host behind it, a process of its own, over loopback.
+type ptyTest struct {
+	addr    string
+	reports <-chan string // what is reported of connections
+	host    *terminalHost
+	log     *lockedBuffer
+	stop    func() // ends the server
+	kept    atomic.Bool
+}
+
+func servePTY(t *testing.T) *ptyTest {
 	t.Helper()
 	dir := shortDir(t)
-	socket := filepath.Join(dir, "s")
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	start := func(socket string) error {
-		host, err := ptyhost.Listen(socket)
-		if err != nil {
-			return err
-		}
-		running.Go(func() { _ = ptyhost.NewHost(ptyhost.HostConfig{}).Serve(ctx, host) })
-		return nil
-	}
 	told := make(chan string, 100)
+	p := &ptyTest{reports: told, log: &lockedBuffer{}}
+	log := slog.New(slog.NewTextHandler(p.log, nil))
+	start := func(socket string) error {
+		cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"ptyhost"}, Env: append(os.Environ(), envHost+"="+socket)}
+		return ptyhost.StartDetached(cmd, socket+".log")
+	}
+	p.host = &terminalHost{socket: filepath.Join(dir, "s"), start: start, idle: idleTimes{unnamed: time.Minute}, log: log}
 	s := &ptyServer{
-		terminals: &terminalHost{socket: socket, start: start, log: slog.New(slog.DiscardHandler)},
+		terminals: p.host,
 		command: func(line string, env []string) (shell.Spec, error) {
 			if line == "fail" {
 				return shell.Spec{}, errors.New("no manifest yet")
@@ -123,25 +130,39 @@ func servePTY(t *testing.T) (addr string, reports <-chan string) {
 			told <- "connect " + ip
 			return func(exit int, reason string) { told <- fmt.Sprintf("disconnect %d %s", exit, reason) }
 		},
-		log: slog.New(slog.DiscardHandler),
+		keeps: p.kept.Load,
+		log:   log,
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listenLoopback(t)
+	p.addr = l.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
 	running.Go(func() {
 		if err := s.serve(ctx, l); err != nil {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	t.Cleanup(func() { cancel(); running.Wait() })
-	return l.Addr().String(), told
+	watching, unwatch := context.WithCancel(context.Background())
+	if err := p.host.ensure(ctx); err != nil {
+		t.Fatal(err)
+	}
+	running.Go(func() { p.host.watch(watching) })
+	p.stop = sync.OnceFunc(cancel)
+	t.Cleanup(func() {
+		p.stop()
+		unwatch()
+		running.Wait()
+		if err := p.host.end(context.Background()); err != nil {
+			t.Errorf("cannot end the terminals: %v", err)
+		}
+	})
+	return p
 }
 
-// openPTY asks for a terminal.
-func openPTY(t *testing.T, addr string, init wire.PTYInit) net.Conn {
+// open asks for a terminal.
+func (p *ptyTest) open(t *testing.T, init wire.PTYInit) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("tcp", addr)
+	conn, err := net.Dial("tcp", p.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,18 +192,18 @@ func readUntil(t *testing.T, r io.Reader, want string) string {
 }
 
 func TestTerminalIsLeftAndTakenUpAgain(t *testing.T) {
-	addr, reports := servePTY(t)
+	p := servePTY(t)
 	init := wire.PTYInit{
 		ID: uuid.New(), Height: 30, Width: 100, BackendType: "who knows",
 		Command: `stty size; echo "TERM is $TERM"; while read line; do echo "got <$line>"; [ "$line" = end ] && exit; done`,
 	}
-	first := openPTY(t, addr, init)
+	first := p.open(t, init)
 	readUntil(t, first, "TERM is xterm-256color")
 	io.WriteString(first, `{"data":"one\r"}`)
 	readUntil(t, first, "got <one>")
 	first.Close()
 
-	second := openPTY(t, addr, init)
+	second := p.open(t, init)
 	screen := readUntil(t, second, "got <one>")
 	if !strings.Contains(screen, "30 100") {
 		t.Errorf("the screen lacks what was there before: %q", screen)
@@ -194,7 +215,7 @@ func TestTerminalIsLeftAndTakenUpAgain(t *testing.T) {
 	}
 	var got []string
 	for range 4 {
-		got = append(got, <-reports)
+		got = append(got, <-p.reports)
 	}
 	slices.Sort(got)
 	if diff := cmp.Diff([]string{"connect 127.0.0.1", "connect 127.0.0.1", "disconnect 0 graceful", "disconnect 0 graceful"}, got); diff != "" {
@@ -203,7 +224,7 @@ func TestTerminalIsLeftAndTakenUpAgain(t *testing.T) {
 }
 
 func TestTerminalThatCannotBeOpened(t *testing.T) {
-	addr, reports := servePTY(t)
+	p := servePTY(t)
 	for name, tt := range map[string]struct {
 		init wire.PTYInit
 		said string
@@ -214,11 +235,11 @@ func TestTerminalThatCannotBeOpened(t *testing.T) {
 		"no id":          {wire.PTYInit{Height: 24, Width: 80}, "", "id"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			said, err := io.ReadAll(openPTY(t, addr, tt.init))
+			said, err := io.ReadAll(p.open(t, tt.init))
 			if err != nil || !strings.Contains(string(said), tt.said) {
 				t.Errorf("said %q, %v; want %q and the connection closed", said, err, tt.said)
 			}
-			if c, d := <-reports, <-reports; c != "connect 127.0.0.1" || !strings.HasPrefix(d, "disconnect 1 ") || !strings.Contains(d, tt.why) {
+			if c, d := <-p.reports, <-p.reports; c != "connect 127.0.0.1" || !strings.HasPrefix(d, "disconnect 1 ") || !strings.Contains(d, tt.why) {
 				t.Errorf("reported %q, %q", c, d)
 			}
 		})
@@ -227,14 +248,14 @@ func TestTerminalThatCannotBeOpened(t *testing.T) {
 
 // TestTerminalsInANetworkThatBreaks: the reasons are those that the protocol has words for.
 func TestTerminalsInANetworkThatBreaks(t *testing.T) {
-	addr, reports := servePTY(t)
-	conn := openPTY(t, addr, wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Command: "echo up; read x"})
+	p := servePTY(t)
+	conn := p.open(t, wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Command: "echo up; read x"})
 	readUntil(t, conn, "up")
 	if err := conn.(*net.TCPConn).SetLinger(0); err != nil { // closing resets
 		t.Fatal(err)
 	}
 	conn.Close()
-	half, err := net.Dial("tcp", addr)
+	half, err := net.Dial("tcp", p.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +263,7 @@ func TestTerminalsInANetworkThatBreaks(t *testing.T) {
 	half.Close()
 	var got []string
 	for range 4 {
-		got = append(got, <-reports)
+		got = append(got, <-p.reports)
 	}
 	slices.Sort(got)
 	if diff := cmp.Diff([]string{"connect 127.0.0.1", "connect 127.0.0.1", "disconnect 1 network_error", "disconnect 1 network_error"}, got); diff != "" {

@@ -13,6 +13,13 @@ var (
 	// ErrStart is returned (wrapped) when the program of a new session could not be started. Its text is meant for the person at the terminal.
 	ErrStart = errors.New("cannot start the terminal")
 
+	// ErrBadName and ErrNameTaken are returned (wrapped) by [Client.Rename].
+	ErrBadName   = errors.New("cannot use this name for a terminal")
+	ErrNameTaken = errors.New("another terminal has this name")
+
+	// ErrHostOld is returned (wrapped) when the host is of an older build that does not know what is asked of it.
+	ErrHostOld = errors.New("the terminals belong to a process of an older berthd, which cannot do this; it is replaced when the workspace starts again")
+
 	// ErrHostGone is returned (wrapped) by [Attachment.Wait] when the host ended before it could say how the program did.
 	ErrHostGone = errors.New("the terminal host ended")
 )
@@ -59,7 +66,7 @@ type AttachRequest struct {
 
 // CreateRequest says how to start the program of a new session.
 type CreateRequest struct {
-	// Name is what people call the session; it can be used in place of the id. Optional, unique, at most 128 bytes.
+	// Name is what people call the session; it can be used in place of the id. Optional, unique, at most 128 bytes of printable characters.
 	Name string `json:"name,omitempty"`
 
 	// Argv, Dir and Env start the program. They are used as they are: the host adds nothing else to Env, and looks nothing up in PATH unless Argv[0]
@@ -89,16 +96,20 @@ type ExitStatus struct {
 	Reason string `json:"reason,omitempty"` // why the host ended it, in words; empty if it ended by itself
 }
 
-// SessionInfo describes one session of a host.
+// SessionInfo describes one session of a host. Its texts come from programs and are not clean.
 type SessionInfo struct {
 	ID         string      `json:"id"`
 	Name       string      `json:"name,omitempty"`
-	Title      string      `json:"title,omitempty"`   // what the program calls its window (OSC 0 or 2)
-	Command    string      `json:"command,omitempty"` // argv of the program, joined for people
+	Title      string      `json:"title,omitempty"`     // what the program calls its window (OSC 0 or 2)
+	Command    string      `json:"command,omitempty"`   // argv of the program, joined for people
+	Running    string      `json:"running,omitempty"`   // the command in the foreground, cut at 1 KiB; in lists only
+	Directory  string      `json:"directory,omitempty"` // where it is: OSC 7, else of the process in the foreground; in lists only
 	PID        int         `json:"pid"`
 	Created    time.Time   `json:"created"`
-	LastActive time.Time   `json:"last_active"` // last output or input
+	LastActive time.Time   `json:"last_active"`      // last output or input
+	EndsAt     time.Time   `json:"ends_at,omitzero"` // when it is ended if nobody attaches
 	Viewers    int         `json:"viewers"`
+	Bound      bool        `json:"bound,omitempty"` // it ends with its last viewer (KillOnDetach)
 	Size       Size        `json:"size"`
 	Exited     *ExitStatus `json:"exited,omitempty"` // set once the program ended, until someone was told
 }

@@ -29,9 +29,10 @@ func Dial(socket string) *Client { return &Client{socket: socket} }
 
 // link is a connection to the host after the handshake.
 type link struct {
-	conn net.Conn
-	r    *bufio.Reader
-	stop func() bool // ends ctx's power over the connection
+	conn    net.Conn
+	r       *bufio.Reader
+	stop    func() bool // ends ctx's power over the connection
+	version int         // the host's
 }
 
 // open connects and sends hello and one request. A request of no bytes only says hello. A host that dies meanwhile resets the connection; dialling
@@ -81,6 +82,7 @@ func (l *link) hello(request []byte) error {
 	if err := json.Unmarshal(payload, &hello); t != frameHello || err != nil || hello.Version < 1 {
 		return fmt.Errorf("%w: it did not say hello", errFrame)
 	}
+	l.version = hello.Version
 	return nil
 }
 
@@ -152,6 +154,49 @@ func (c *Client) Kill(ctx context.Context, id, signal string) error {
 	return c.call(ctx, appendJSON(nil, frameKill, killMessage{ID: id, Signal: signal}), frameDone, nil)
 }
 
+// Rename gives a session another name and the idle timeout of a session so named; see [CreateRequest].
+func (c *Client) Rename(ctx context.Context, id, name string, idleTimeout time.Duration) error {
+	if err := c.atLeast(ctx, versionRename); err != nil {
+		return err
+	}
+	return c.call(ctx, appendJSON(nil, frameRename, renameMessage{ID: id, Name: name, IdleTimeout: idleTimeout}), frameDone, nil)
+}
+
+// Watch returns when the host has ended, however it did, or ctx is done. Of a host too old to be watched it returns [ErrHostOld].
+func (c *Client) Watch(ctx context.Context) error {
+	if err := c.atLeast(ctx, versionRename); err != nil {
+		return err
+	}
+	l, err := c.open(ctx, appendFrame(nil, frameWatch, nil))
+	if err != nil {
+		return err
+	}
+	defer l.conn.Close()
+	defer l.stop()
+	if err := l.reply(frameDone, nil); err != nil {
+		return err
+	}
+	return l.untilEnd(ctx)
+}
+
+// untilEnd waits until the host lets go of the connection.
+func (l *link) untilEnd(ctx context.Context) error {
+	if err := l.conn.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	if ctx.Err() != nil { // its deadline was just wiped
+		return ctx.Err()
+	}
+	_, err := l.r.ReadByte()
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil || gone(err):
+		return nil
+	}
+	return err
+}
+
 // Shutdown ends every session and then the host. It returns when the host has let go of its socket.
 func (c *Client) Shutdown(ctx context.Context) error {
 	l, err := c.open(ctx, appendFrame(nil, frameShutdown, nil))
@@ -163,30 +208,27 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	if err := l.reply(frameDone, nil); err != nil {
 		return err
 	}
-	if err := l.conn.SetDeadline(time.Time{}); err != nil {
-		return err
+	if err := l.untilEnd(ctx); err != nil {
+		return fmt.Errorf("cannot wait for the terminal host to end: %w", err)
 	}
-	if ctx.Err() != nil { // its deadline was just wiped
-		return ctx.Err()
-	}
-	_, err = l.r.ReadByte()
-	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("cannot wait for the terminal host to end: %w", ctx.Err())
-	case err == nil || gone(err):
-		return nil
-	}
-	return err
+	return nil
 }
 
 // ping reports whether a host answers.
-func (c *Client) ping(ctx context.Context) error {
+func (c *Client) ping(ctx context.Context) error { return c.atLeast(ctx, 1) }
+
+// atLeast reports whether a host answers that knows the frames of a version.
+func (c *Client) atLeast(ctx context.Context, version int) error {
 	l, err := c.open(ctx, nil)
 	if err != nil {
 		return err
 	}
 	l.stop()
-	return l.conn.Close()
+	l.conn.Close()
+	if l.version < version {
+		return ErrHostOld
+	}
+	return nil
 }
 
 // Ensure finds the living host behind socket, or starts one by calling start and waits until it answers. If several processes do so at once, all
@@ -347,7 +389,7 @@ func (a *Attachment) end(err error) error {
 	a.mu.Unlock()
 	a.finish.Do(func() {
 		switch {
-		case closed:
+		case closed, errors.Is(err, net.ErrClosed): // Close closes first and says so then
 			a.err = net.ErrClosed
 		case gone(err):
 			a.err = ErrHostGone

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"syscall"
+	"time"
 )
 
 // The protocol of the socket, one connection per attachment or call:
@@ -21,10 +22,11 @@ import (
 //	input, resize, signal     →
 //	                          ←  output, ack
 //	                          ←  exit {code, signal, reason}           last
-//	                          ←  sessions [info…] | done               for the calls
+//	                          ←  sessions [info…] | done               for the calls; after watch the host holds the connection
 //
 // A frame is a type byte, a big-endian 32-bit length and that many bytes. Frames of unknown type are skipped and unknown JSON fields ignored, so
-// both sides may be of any build: a new frame or field may be added, a known one never changes its meaning.
+// both sides may be of any build: a new frame or field may be added, a known one never changes its meaning. The version in hello counts additions:
+// who wants an answer to a new frame looks at it first.
 //
 // The client may have inputWindow bytes of input under way; ack frames (a big-endian 32-bit count) give room back as the program reads. Hence the
 // host never stops reading, and notices at once when a viewer resizes or leaves, whatever the program does.
@@ -40,6 +42,8 @@ const (
 	frameSessions frameType = 19
 	frameKill     frameType = 20
 	frameShutdown frameType = 21
+	frameRename   frameType = 22
+	frameWatch    frameType = 23
 	frameInput    frameType = 32
 	frameOutput   frameType = 33
 	frameAck      frameType = 34
@@ -49,7 +53,9 @@ const (
 )
 
 const (
-	protocolVersion = 1
+	protocolVersion = versionRename
+
+	versionRename = 2 // rename, watch
 
 	headerLen   = 5
 	maxFrame    = 4 << 20  // an environment may be as large as Linux lets a program have it (2 MiB), and JSON escapes
@@ -72,6 +78,12 @@ type killMessage struct {
 	Signal string `json:"signal"`
 }
 
+type renameMessage struct {
+	ID          string        `json:"id"`
+	Name        string        `json:"name"`
+	IdleTimeout time.Duration `json:"idle_timeout"`
+}
+
 type errorMessage struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`
@@ -81,7 +93,7 @@ type errorMessage struct {
 var errorCodes = []struct {
 	code string
 	err  error
-}{{"no-session", ErrNoSession}, {"start", ErrStart}}
+}{{"no-session", ErrNoSession}, {"start", ErrStart}, {"bad-name", ErrBadName}, {"name-taken", ErrNameTaken}}
 
 // remoteError is an error of the host, as it read there.
 type remoteError struct {
@@ -164,6 +176,7 @@ func appendError(b []byte, err error) []byte {
 	for _, c := range errorCodes {
 		if errors.Is(err, c.err) {
 			m.Code = c.code
+			break
 		}
 	}
 	return appendJSON(b, frameError, m)

@@ -12,8 +12,11 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
@@ -115,7 +118,7 @@ func (h *Host) endAll() {
 	sessions := slices.Collect(maps.Values(h.sessions))
 	h.mu.Unlock()
 	for _, s := range sessions {
-		s.end("the terminal host was told to end")
+		s.end("the workspace stopped")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownGrace)
 	defer cancel()
@@ -174,6 +177,10 @@ func (h *Host) handle(conn net.Conn) error {
 			return err
 		case frameKill:
 			return h.kill(conn, reply, payload)
+		case frameRename:
+			return h.rename(conn, reply, payload)
+		case frameWatch:
+			return h.hold(conn, r, reply, func() {})
 		case frameShutdown:
 			return h.shutdown(conn, r, reply)
 		}
@@ -304,10 +311,13 @@ func (h *Host) create(req AttachRequest) (*session, error) {
 	switch {
 	case h.closing:
 		return nil, fmt.Errorf("%w: the terminal host is shutting down", ErrStart)
-	case len(create.Name) > maxName:
-		return nil, fmt.Errorf("%w: the session's name is longer than %d bytes", ErrStart, maxName)
 	case h.find(create.Name) != nil:
 		return nil, fmt.Errorf("%w: a session named %q exists already", ErrStart, create.Name)
+	}
+	if create.Name != "" {
+		if err := checkName(create.Name); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrStart, err)
+		}
 	}
 	return newSession(id.String(), create, req.Size, h.log)
 }
@@ -343,7 +353,7 @@ func (h *Host) find(id string) *session {
 		}
 	}
 	for _, s := range h.sessions {
-		if s.req.Name == id && !s.over() {
+		if s.name() == id && !s.over() {
 			return s
 		}
 	}
@@ -357,7 +367,7 @@ func (h *Host) list() []SessionInfo {
 	infos := make([]SessionInfo, 0, len(sessions))
 	for _, s := range sessions {
 		if !s.over() {
-			infos = append(infos, s.info())
+			infos = append(infos, s.describe())
 		}
 	}
 	slices.SortFunc(infos, func(a, b SessionInfo) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
@@ -376,7 +386,7 @@ func (h *Host) kill(conn net.Conn, reply, payload []byte) error {
 		return h.refuse(conn, reply, fmt.Errorf("%w: %q has ended or never was", ErrNoSession, m.ID))
 	}
 	if m.Signal == "" {
-		s.end("it was closed on request")
+		s.end("closed on request")
 	} else if err := s.signal(m.Signal); err != nil {
 		return h.refuse(conn, reply, err)
 	}
@@ -384,20 +394,72 @@ func (h *Host) kill(conn net.Conn, reply, payload []byte) error {
 	return err
 }
 
-// shutdown makes Serve return, and holds the connection until it does: its end is how the client knows.
-func (h *Host) shutdown(conn net.Conn, r *bufio.Reader, reply []byte) error {
+// checkName says what is wrong with a name. An id is none: it would hide the session that has it.
+func checkName(name string) error {
+	_, err := uuid.Parse(name)
+	switch {
+	case name == "":
+		return fmt.Errorf("%w: it is empty", ErrBadName)
+	case len(name) > maxName:
+		return fmt.Errorf("%w: it is longer than %d bytes", ErrBadName, maxName)
+	case strings.ContainsFunc(name, func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }):
+		return fmt.Errorf("%w: it has characters that cannot be printed", ErrBadName)
+	case err == nil:
+		return fmt.Errorf("%w: it reads as the id of one", ErrBadName)
+	}
+	return nil
+}
+
+func (h *Host) rename(conn net.Conn, reply, payload []byte) error {
+	var m renameMessage
+	if err := json.Unmarshal(payload, &m); err != nil {
+		return h.refuse(conn, reply, fmt.Errorf("%w: %v", errFrame, err))
+	}
+	if err := h.giveName(m); err != nil {
+		return h.refuse(conn, reply, err)
+	}
+	_, err := conn.Write(appendFrame(reply, frameDone, nil))
+	return err
+}
+
+func (h *Host) giveName(m renameMessage) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.find(m.ID)
+	if s == nil {
+		return fmt.Errorf("%w: %q has ended or never was", ErrNoSession, m.ID)
+	}
+	if err := checkName(m.Name); err != nil {
+		return err
+	}
+	if other := h.find(m.Name); other != nil && other != s {
+		return fmt.Errorf("%w: %q", ErrNameTaken, m.Name)
+	}
+	s.rename(m.Name, m.IdleTimeout)
+	return nil
+}
+
+// hold answers, calls answered, and keeps the connection until either side ends: so each learns of the other's end.
+func (h *Host) hold(conn net.Conn, r *bufio.Reader, reply []byte, answered func()) error {
 	if _, err := conn.Write(appendFrame(reply, frameDone, nil)); err != nil {
 		return err
 	}
-	h.mu.Lock()
-	if !h.stopped {
-		h.stopped = true
-		close(h.stop)
-	}
-	h.mu.Unlock()
+	answered()
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
 	_, err := r.ReadByte()
 	return err
+}
+
+// shutdown makes Serve return, and holds the connection until it does: its end is how the client knows.
+func (h *Host) shutdown(conn net.Conn, r *bufio.Reader, reply []byte) error {
+	return h.hold(conn, r, reply, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if !h.stopped {
+			h.stopped = true
+			close(h.stop)
+		}
+	})
 }

@@ -52,6 +52,7 @@ func (p *picture) snapshot(v screen.View) []byte {
 	return p.model.Snapshot(v)
 }
 
-// lines counts the lines that ever left the screen, title is its title.
-func (p *picture) lines() uint64 { return p.model.Lines() }
-func (p *picture) title() string { return p.model.Title() }
+// lines counts the lines that ever left the screen; title and directory are what the program said they are.
+func (p *picture) lines() uint64     { return p.model.Lines() }
+func (p *picture) title() string     { return p.model.Title() }
+func (p *picture) directory() string { return p.model.Directory() }

@@ -70,7 +70,7 @@ func TestParentKilled(t *testing.T) {
 	if err := c.Shutdown(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	wantExit(t, b.Attachment, ExitStatus{Code: 129, Signal: "HUP", Reason: "the terminal host was told to end"})
+	wantExit(t, b.Attachment, ExitStatus{Code: 129, Signal: "HUP", Reason: "the workspace stopped"})
 	if _, err := c.List(testContext(t)); !absent(err) {
 		t.Errorf("after the shutdown: %v", err)
 	}

@@ -169,7 +169,7 @@ func TestStartErrors(t *testing.T) {
 		"dir is file": {&CreateRequest{Argv: []string{"/bin/sh"}, Dir: text}, "is not a directory"},
 		"no exec":     {&CreateRequest{Argv: []string{"/etc/passwd"}}, "/etc/passwd may not be executed"},
 		"no format":   {&CreateRequest{Argv: []string{text}}, "is not a program this machine can run"},
-		"long name":   {&CreateRequest{Name: strings.Repeat("n", 200), Argv: []string{"/bin/sh"}}, "name is longer than 128 bytes"},
+		"long name":   {&CreateRequest{Name: strings.Repeat("n", 200), Argv: []string{"/bin/sh"}}, "this name for a terminal: it is longer than 128 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := c.Attach(testContext(t), AttachRequest{ID: uuid.NewString(), Create: tc.create})
@@ -404,7 +404,7 @@ func TestIdle(t *testing.T) {
 	eventually(t, "ended", func() bool { return listed(t, c, id).Exited != nil })
 	late := attach(t, c, AttachRequest{ID: id})
 	readAll(t, late)
-	wantExit(t, late, ExitStatus{Code: 129, Signal: "HUP", Reason: "nobody was attached to it for 50ms"})
+	wantExit(t, late, ExitStatus{Code: 129, Signal: "HUP", Reason: "nobody was attached for 50ms"})
 }
 
 func TestKillOnDetach(t *testing.T) {
@@ -426,7 +426,7 @@ func TestKill(t *testing.T) {
 	if err := c.Kill(testContext(t), a.Info().ID, ""); err != nil {
 		t.Fatal(err)
 	}
-	wantExit(t, a.Attachment, ExitStatus{Code: 129, Signal: "HUP", Reason: "it was closed on request"})
+	wantExit(t, a.Attachment, ExitStatus{Code: 129, Signal: "HUP", Reason: "closed on request"})
 	if err := c.Kill(testContext(t), "nobody", "TERM"); !errors.Is(err, ErrNoSession) {
 		t.Errorf("kill of nobody: %v", err)
 	}

@@ -58,6 +58,7 @@ type session struct {
 	kill       *time.Timer
 	exit       *ExitStatus
 	idle       *time.Timer
+	endsAt     time.Time // when idle fires
 }
 
 // input is what one viewer typed, waiting for the program to read it.
@@ -102,6 +103,7 @@ func (s *session) run() {
 	s.mu.Lock()
 	exit.Reason = s.reason
 	s.exit = &exit
+	s.endsAt = time.Time{}
 	for _, timer := range []*time.Timer{s.idle, s.kill} {
 		if timer != nil {
 			timer.Stop()
@@ -263,7 +265,7 @@ func (s *session) attach(conn net.Conn, req AttachRequest) *viewer {
 	defer s.mu.Unlock()
 	if s.idle != nil {
 		s.idle.Stop()
-		s.idle = nil
+		s.idle, s.endsAt = nil, time.Time{}
 	}
 	s.viewers[v] = struct{}{}
 	if s.active == nil && !v.readOnly {
@@ -307,7 +309,7 @@ func (s *session) detach(v *viewer, told bool) {
 	}
 	s.mu.Unlock()
 	if last && s.req.KillOnDetach {
-		s.end("the connection it belonged to was closed")
+		s.end("its connection was closed")
 	}
 }
 
@@ -353,10 +355,10 @@ func (s *session) startIdle() {
 		due := s.idle == timer && len(s.viewers) == 0 && s.exit == nil
 		s.mu.Unlock()
 		if due {
-			s.end(fmt.Sprintf("nobody was attached to it for %v", d))
+			s.end(fmt.Sprintf("nobody was attached for %v", d))
 		}
 	})
-	s.idle = timer
+	s.idle, s.endsAt = timer, time.Now().Add(d)
 }
 
 // activate gives the terminal v's size. The session's lock is held, so no output comes between the screen's change and the program's.
@@ -460,11 +462,46 @@ func (s *session) end(reason string) {
 	}
 }
 
+func (s *session) name() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.req.Name
+}
+
+// rename changes the name, and how long the session waits for a viewer from now on.
+func (s *session) rename(name string, idleTimeout time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.req.Name, s.req.IdleTimeout = name, idleTimeout
+	if s.idle != nil {
+		s.idle.Stop()
+		s.idle, s.endsAt = nil, time.Time{}
+	}
+	if len(s.viewers) == 0 && s.exit == nil {
+		s.startIdle()
+	}
+}
+
+// describe is info with what has to be asked of the system.
+func (s *session) describe() SessionInfo {
+	info := s.info()
+	if info.Exited != nil {
+		return info
+	}
+	pgrp := s.tty.foreground()
+	info.Running = commandLine(pgrp)
+	if info.Directory == "" {
+		info.Directory = workingDirectory(pgrp)
+	}
+	return info
+}
+
 func (s *session) info() SessionInfo {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return SessionInfo{
 		ID: s.id, Name: s.req.Name, Title: s.screen.title(), Command: strings.Join(s.req.Argv, " "), PID: s.tty.cmd.Process.Pid,
-		Created: s.created, LastActive: s.lastActive, Viewers: len(s.viewers), Size: s.size, Exited: s.exit,
+		Directory: localDirectory(s.screen.directory()), Created: s.created, LastActive: s.lastActive, EndsAt: s.endsAt,
+		Viewers: len(s.viewers), Bound: s.req.KillOnDetach, Size: s.size, Exited: s.exit,
 	}
 }

@@ -129,6 +129,8 @@ func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(
 			BlockReversePortForwards: s.services.blockReverse,
 			BlockLocalPortForwards:   s.services.blockLocal,
 			NoDevcontainers:          !s.services.devcontainers,
+			TerminalIdleTimeout:      s.services.terminalIdle,
+			NamedTerminalIdleTimeout: s.services.namedTerminalIdle,
 			StopTimeout:              s.services.stopTimeout,
 		},
 		Mesh:      agent.Mesh{ListenPort: uint16(s.services.listenPort), RelayOnly: s.services.relayOnly, Debug: s.services.tailnetDebug},

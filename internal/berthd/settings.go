@@ -59,6 +59,8 @@ type serviceSettings struct {
 	coderCommand      bool
 	sshMaxTimeout     time.Duration
 	stopTimeout       time.Duration
+	terminalIdle      time.Duration
+	namedTerminalIdle time.Duration
 	listenPort        uint
 	relayOnly         bool
 	tailnetDebug      bool
@@ -171,6 +173,12 @@ var options = []option{
 	{name: "stop-timeout", env: "BERTH_STOP_TIMEOUT",
 		usage: "how long all stop scripts together may take",
 		bind:  span(func(s *settings) *time.Duration { return &s.services.stopTimeout }, time.Minute)},
+	{name: "terminal-idle-timeout", env: "BERTH_TERMINAL_IDLE_TIMEOUT",
+		usage: "how long a terminal that has no name lives on with nobody attached; 0 means for ever",
+		bind:  span(func(s *settings) *time.Duration { return &s.services.terminalIdle }, 5*time.Minute)},
+	{name: "named-terminal-idle-timeout", env: "BERTH_NAMED_TERMINAL_IDLE_TIMEOUT",
+		usage: "the same for a terminal that has one, as those of berth shell do",
+		bind:  span(func(s *settings) *time.Duration { return &s.services.namedTerminalIdle }, 0)},
 	{name: "tailnet-listen-port", env: "BERTH_TAILNET_LISTEN_PORT", fallback: "CODER_AGENT_TAILNET_LISTEN_PORT", stock: "tailnet-listen-port",
 		usage: "UDP `port` for direct paths; 0 lets the system choose",
 		bind: func(fs *flag.FlagSet, s *settings, name, usage string) {
@@ -385,6 +393,9 @@ func (s *settings) check() error {
 	}
 	if s.services.sshMaxTimeout < 0 || s.services.stopTimeout < 0 {
 		return usagef("--ssh-max-timeout and --stop-timeout cannot be negative: 0 means their default")
+	}
+	if s.services.terminalIdle < 0 || s.services.namedTerminalIdle < 0 {
+		return usagef("--terminal-idle-timeout and --named-terminal-idle-timeout cannot be negative: 0 means for ever")
 	}
 	if s.services.listenPort > 65535 {
 		return usagef("--tailnet-listen-port %d is no port: 65535 is the highest", s.services.listenPort)

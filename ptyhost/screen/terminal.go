@@ -83,6 +83,9 @@ func (t *Terminal) Size() (rows, cols int) { return t.rows, t.cols }
 // Title returns what the program calls its window.
 func (t *Terminal) Title() string { return t.title }
 
+// Directory returns the directory that the program said it is in (OSC 7), as it said it: a file URL.
+func (t *Terminal) Directory() string { return t.cwd }
+
 // Lines returns how many lines ever went into the scrollback, so that a viewer's gap can be counted.
 func (t *Terminal) Lines() uint64 { return t.history.total }
 
