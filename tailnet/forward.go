@@ -25,11 +25,13 @@ const (
 	// A UDP flow ends when nothing has passed for so long, sooner for DNS.
 	udpIdle, udpIdleDNS = 2 * time.Minute, 30 * time.Second
 	portDNS             = 53
-	// udpPacket is the longest datagram forwarded, what an Ethernet carries.
-	udpPacket = 1500
 	// maxForwards bounds the UDP flows forwarded at once: each costs a socket.
 	maxForwards = 4096
 )
+
+// MaxDatagram is the longest UDP datagram, in bytes, that agents forward, stock
+// ones too: what an Ethernet carries. Longer ones are lost.
+const MaxDatagram = 1500
 
 // loopbackAddrs are tried in this order.
 var loopbackAddrs = []string{"127.0.0.1", "::1"}
@@ -150,9 +152,9 @@ func (n *Node) forwardUDP(peer net.Conn, port uint16) error {
 	if port == portDNS {
 		idle = udpIdleDNS
 	}
-	first := make([]byte, udpPacket)
+	first := make([]byte, MaxDatagram+1)
 	peer.SetReadDeadline(time.Now().Add(idle))
-	size, err := peer.Read(first)
+	size, err := readDatagram(peer, first)
 	if err != nil {
 		return err
 	}
@@ -171,6 +173,18 @@ func (n *Node) forwardUDP(peer net.Conn, port uint16) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// readDatagram reads the next datagram that may be forwarded. A longer one
+// would arrive without its end, which its receiver could not tell from a whole
+// one, so it is lost instead. buf has room for one byte more than is allowed.
+func readDatagram(c net.Conn, buf []byte) (int, error) {
+	for {
+		size, err := c.Read(buf)
+		if err != nil || size < len(buf) {
+			return size, err
+		}
+	}
 }
 
 // udpFlow is one flow between a peer and one backend.
@@ -202,9 +216,9 @@ func (f *udpFlow) run(ctx context.Context, first []byte) error {
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() {
-		buf := make([]byte, udpPacket)
+		buf := make([]byte, MaxDatagram+1)
 		for ctx.Err() == nil {
-			size, err := f.peer.Read(buf)
+			size, err := readDatagram(f.peer, buf)
 			if err != nil {
 				f.backend.SetReadDeadline(time.Now())
 				return
@@ -213,9 +227,9 @@ func (f *udpFlow) run(ctx context.Context, first []byte) error {
 			f.backend.Write(buf[:size]) // a refusal shows on the reading side
 		}
 	})
-	buf := make([]byte, udpPacket)
+	buf := make([]byte, MaxDatagram+1)
 	for {
-		size, err := f.backend.Read(buf)
+		size, err := readDatagram(f.backend, buf)
 		if err != nil {
 			return err
 		}

@@ -2,12 +2,15 @@ package tailnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 )
 
@@ -149,9 +152,13 @@ type conn struct {
 func (c *conn) LocalAddr() net.Addr  { return c.local }
 func (c *conn) RemoteAddr() net.Addr { return c.remote }
 
-// DialTCP connects to a peer's port. The connection has CloseWrite.
+// DialTCP connects to a peer's port. The connection has CloseWrite. If the
+// peer refuses, the error is [syscall.ECONNREFUSED].
 func (n *Node) DialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	c, err := n.engine.stack.DialContextTCPWithBind(ctx, n.cfg.Prefixes[0].Addr(), to)
+	if op := new(net.OpError); errors.As(err, &op) && op.Err.Error() == (&tcpip.ErrConnectionRefused{}).String() {
+		err = syscall.ECONNREFUSED // the stack has only a text for it
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to %v over the mesh: %w", to, err)
 	}

@@ -386,7 +386,7 @@ func (n *Node) Peers() []PeerStatus {
 		if !p.node.Valid() || p.held {
 			continue
 		}
-		s := PeerStatus{ID: p.id, Lost: p.lost, Region: p.node.HomeDERP(), LastHandshake: n.lastHandshake(p.node.Key())}
+		s := PeerStatus{ID: p.id, Key: p.node.Key().String(), Lost: p.lost, Region: p.node.HomeDERP(), LastHandshake: n.lastHandshake(p.node.Key())}
 		for _, r := range p.route {
 			s.Addrs = append(s.Addrs, r.Addr())
 		}
