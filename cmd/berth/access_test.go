@@ -167,44 +167,6 @@ func TestCompletions(t *testing.T) {
 	}
 }
 
-func TestParseForwarding(t *testing.T) {
-	for _, tt := range []struct {
-		in   string
-		want forwarding
-		ok   bool
-	}{
-		{"8080", forwarding{"127.0.0.1:8080", 8080}, true},
-		{"9000:8080", forwarding{"127.0.0.1:9000", 8080}, true},
-		{"0:8080", forwarding{"127.0.0.1:0", 8080}, true},
-		{"0.0.0.0:9000:8080", forwarding{"0.0.0.0:9000", 8080}, true},
-		{"[::1]:9000:8080", forwarding{"[::1]:9000", 8080}, true},
-		{"", forwarding{}, false},
-		{"0", forwarding{}, false},
-		{"http", forwarding{}, false},
-		{":8080", forwarding{}, false},
-		{"8080:", forwarding{}, false},
-		{"70000", forwarding{}, false},
-		{":9000:8080", forwarding{}, false},
-		{"a:b:8080", forwarding{}, false},
-		{"::1:9000:8080", forwarding{}, false},
-	} {
-		got, err := parseForwarding(tt.in)
-		if (err == nil) != tt.ok || got != tt.want {
-			t.Errorf("%q gives %+v, %v; want %+v, ok %v", tt.in, got, err, tt.want, tt.ok)
-		}
-	}
-}
-
-func FuzzParseForwarding(f *testing.F) {
-	f.Add("0.0.0.0:9000:8080")
-	f.Add("[::1]:0:1")
-	f.Fuzz(func(t *testing.T, s string) {
-		if got, err := parseForwarding(s); err == nil && (got.remote == 0 || got.local == "") {
-			t.Errorf("%q gives %+v", s, got)
-		}
-	})
-}
-
 func TestSessionID(t *testing.T) {
 	a, b, c := sessionID("demo", "main"), sessionID("demo", "build"), sessionID("box", "main")
 	if a == b || a == c || a != sessionID("demo", "main") || a.Version() != 5 {

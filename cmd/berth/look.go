@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -139,92 +138,6 @@ func statusLines(a wire.Agent, now time.Time) [][2]string {
 	}
 	lines = slices.DeleteFunc(lines, func(l [2]string) bool { return l[1] == "" })
 	return lines
-}
-
-func (p *program) portsCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:               "ports NAME",
-		Short:             "List the ports that programs listen on in a workspace",
-		Example:           "  berth ports demo\n  berth ports demo --output json | jq '.[].port'",
-		Args:              wantArgs(1, 1),
-		ValidArgsFunction: p.agentNames,
-	}
-	output := outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		s, agent, err := p.find(cmd.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		ports, err := s.ListeningPorts(cmd.Context(), agent.ID)
-		if err != nil {
-			return s.problem("list the ports of "+agent.Name, err)
-		}
-		slices.SortFunc(ports, func(a, b wire.ListeningPort) int { return int(a.Port) - int(b.Port) })
-		if *output == formatJSON {
-			return printJSON(p.out, append([]wire.ListeningPort{}, ports...))
-		}
-		t := table{head: []string{"PORT", "PROTOCOL", "ADDRESS", "PROCESS", "PID", "USER", "COMMAND"}}
-		for _, port := range ports {
-			pid := ""
-			if port.PID != 0 {
-				pid = strconv.Itoa(port.PID)
-			}
-			t.add(strconv.Itoa(int(port.Port)), port.Network, strings.Join(port.Addresses, ","), port.ProcessName, pid, port.User, port.Command)
-		}
-		return p.printTable(&t, "nothing listens in "+clean(agent.Name))
-	}
-	return cmd
-}
-
-func (p *program) containersCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:               "containers NAME",
-		Short:             "List the containers beside an agent",
-		Example:           "  berth containers demo\n  berth containers demo --output json",
-		Args:              wantArgs(1, 1),
-		ValidArgsFunction: p.agentNames,
-	}
-	output := outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		s, agent, err := p.find(cmd.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		found, err := s.Containers(cmd.Context(), agent.ID)
-		if err != nil {
-			return s.problem("list the containers of "+agent.Name, err)
-		}
-		if *output == formatJSON {
-			return printJSON(p.out, found)
-		}
-		for _, w := range found.Warnings {
-			fmt.Fprintln(p.errOut, "berth: note:", clean(w))
-		}
-		t := table{head: []string{"NAME", "ID", "STATUS", "ENGINE", "AGE", "PORTS", "IMAGE"}}
-		for _, c := range found.Containers {
-			t.add(c.Name, c.ID[:min(shortContainerID, len(c.ID))], c.Status, c.Engine, ago(time.Now(), c.CreatedAt), containerPorts(c.Ports), c.Image)
-		}
-		if len(found.Engines) == 0 {
-			return p.printTable(&t, clean(agent.Name)+" tells of no container engine")
-		}
-		return p.printTable(&t, "there is no container beside "+clean(agent.Name))
-	}
-	return cmd
-}
-
-// shortContainerID is how much of an id container engines show.
-const shortContainerID = 12
-
-func containerPorts(ports []wire.ContainerPort) string {
-	var all []string
-	for _, port := range ports {
-		s := fmt.Sprintf("%d/%s", port.Port, port.Network)
-		if port.HostPort != 0 {
-			s = fmt.Sprintf("%d->%s", port.HostPort, s)
-		}
-		all = append(all, s)
-	}
-	return strings.Join(all, ",")
 }
 
 func (p *program) logsCommand() *cobra.Command {

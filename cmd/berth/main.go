@@ -54,6 +54,7 @@ type program struct {
 	tokenFile string
 	caFile    string
 	verbose   bool
+	completes bool // it was started by a shell's Tab
 }
 
 // run runs one command line and returns its exit code.
@@ -62,6 +63,7 @@ func run(args []string, in, out, errOut *os.File) int {
 		return runChild(args[1:], out, errOut)
 	}
 	p := &program{in: in, out: out, errOut: errOut}
+	p.completes = len(args) > 0 && (args[0] == cobra.ShellCompRequestCmd || args[0] == cobra.ShellCompNoDescRequestCmd)
 	root := p.command()
 	root.SetArgs(args)
 	err := root.ExecuteContext(context.Background())

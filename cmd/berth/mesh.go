@@ -205,11 +205,26 @@ func (m *mesh) dial(ctx context.Context, port uint16) (net.Conn, error) {
 	if err := m.await(ctx); err != nil {
 		return nil, err
 	}
+	return m.connect(ctx, port)
+}
+
+// connect is dial for an agent that is known to be there.
+func (m *mesh) connect(ctx context.Context, port uint16) (net.Conn, error) {
 	conn, err := m.node.DialTCP(ctx, netip.AddrPortFrom(wire.AgentAddr(m.agent.ID), port))
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to port %d of agent %s: %w", port, m.agent.Name, err)
 	}
 	return conn, nil
+}
+
+// key is the mesh key of the agent's present process, "" while it is not known.
+func (m *mesh) key() string {
+	for _, peer := range m.node.Peers() {
+		if peer.ID == m.agent.ID && !peer.Lost {
+			return peer.Key
+		}
+	}
+	return ""
 }
 
 // ping asks for a sign of life, whichever way it goes.

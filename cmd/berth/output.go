@@ -7,8 +7,8 @@ import (
 	"os"
 	"strings"
 	"time"
-	"unicode/utf8"
 
+	"github.com/mattn/go-runewidth"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
@@ -63,53 +63,104 @@ func printJSONLine(w io.Writer, v any) error {
 type table struct {
 	head []string
 	rows [][]string
+	// faint are the rows that matter less; a terminal shows them dimmed.
+	faint map[int]bool
 }
 
 func (t *table) add(cells ...string) {
 	for i, c := range cells {
 		cells[i] = clean(c)
 		if cells[i] == "" {
-			cells[i] = "-"
+			cells[i] = noCell
 		}
 	}
 	t.rows = append(t.rows, cells)
 }
 
-// print aligns the columns. With a width over zero, the last one is cut to fit it.
+// addFaint is add for a row that matters less.
+func (t *table) addFaint(cells ...string) {
+	if t.faint == nil {
+		t.faint = map[int]bool{}
+	}
+	t.faint[len(t.rows)] = true
+	t.add(cells...)
+}
+
+const (
+	noCell = "-"
+	// minLast and minColumn are what columns are not cut below: less would not be worth its place.
+	minLast, minColumn = 16, 8
+)
+
+// print aligns the columns. With a width over zero, which is a terminal's, columns without anything in
+// them are left out, and the last one and then the widest are cut to fit.
 func (t *table) print(w io.Writer, width int) error {
-	widths := make([]int, len(t.head))
 	all := append([][]string{t.head}, t.rows...)
-	for _, row := range all {
-		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+	var columns, widths []int
+	for i := range t.head {
+		full, empty := 0, len(t.rows) > 0
+		for n, row := range all {
+			full = max(full, runewidth.StringWidth(row[i]))
+			empty = empty && (n == 0 || row[i] == noCell)
 		}
+		if width > 0 && empty {
+			continue
+		}
+		columns, widths = append(columns, i), append(widths, full)
+	}
+	if width > 0 {
+		fit(widths, width)
 	}
 	var b strings.Builder
-	for _, row := range all {
-		used := 0
-		for i, cell := range row {
-			if i == len(row)-1 {
-				b.WriteString(cut(cell, width-used))
-				break
+	for n, row := range all {
+		var line strings.Builder
+		for i, column := range columns {
+			cell := runewidth.Truncate(row[column], widths[i], "…")
+			if line.WriteString(cell); i < len(columns)-1 {
+				line.WriteString(strings.Repeat(" ", widths[i]-runewidth.StringWidth(cell)+len(columnGap)))
 			}
-			b.WriteString(cell)
-			b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
-			used += widths[i] + 2
 		}
-		b.WriteByte('\n')
+		if width > 0 && t.faint[n-1] && coloured() {
+			fmt.Fprintf(&b, "\x1b[2m%s\x1b[0m\n", line.String())
+			continue
+		}
+		b.WriteString(line.String() + "\n")
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-// cut shortens s to width characters. What is too narrow to be worth it is left as it is.
-func cut(s string, width int) string {
-	const narrow = 10
-	if width < narrow || utf8.RuneCountInString(s) <= width {
-		return s
+const columnGap = "  "
+
+// fit cuts columns until they and the gaps between them fit a width, or none can be cut further.
+func fit(widths []int, width int) {
+	over := (len(widths) - 1) * len(columnGap)
+	for _, w := range widths {
+		over += w
 	}
-	return string([]rune(s)[:width-1]) + "…"
+	over -= width
+	last := len(widths) - 1
+	if over > 0 && widths[last] > minLast {
+		by := min(over, widths[last]-minLast)
+		widths[last] -= by
+		over -= by
+	}
+	for ; over > 0; over-- {
+		widest := 0
+		for i, w := range widths {
+			if w > widths[widest] {
+				widest = i
+			}
+		}
+		if widths[widest] <= minColumn {
+			return
+		}
+		widths[widest]--
+	}
 }
+
+// coloured tells whether terminals may be sent colours (no-color.org).
+func coloured() bool { return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" }
 
 // width returns the columns of standard output, 0 if it is no terminal.
 func (p *program) width() int {

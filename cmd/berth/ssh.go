@@ -35,28 +35,45 @@ func (p *program) sshCommand() *cobra.Command {
 Without a command, or with -t, a terminal is used if standard input and output are one. Else
 the three streams are carried as they are. One word of COMMAND is a line for the shell there; several
 are a program and its arguments, which reach it unchanged. The exit code is the command's own, or 255 if it
-could not be reached. On a terminal, ~. after Enter hangs up.`,
+could not be reached. On a terminal, ~. after Enter hangs up.
+
+With --container, all of it happens in a container beside the agent ("berth containers NAME" lists
+them). For OpenSSH, "ssh -o SetEnv=CODER_CONTAINER=CONTAINER NAME.berth" does the same. Options of berth stand
+before or after NAME; the first word that is none begins COMMAND.`,
 		Example: `  berth ssh demo
   berth ssh demo -- uname -a
   berth ssh demo -- 'cd /srv && ls *.log | wc -l'
   tar c . | berth ssh demo -- tar x -C /srv
-  berth ssh -t demo -- top`,
+  berth ssh demo -t top
+  berth ssh demo --container web --user app`,
 		Args:              wantArgs(1, -1),
 		ValidArgsFunction: p.agentNames,
 	}
-	// What follows NAME is the command's: its flags are not ours.
-	cmd.Flags().SetInterspersed(false)
+	// What follows the first word of the command is the command's: its flags are not ours.
+	// Only completion must see past NAME, to offer what an option behind it takes.
+	cmd.Flags().SetInterspersed(p.completes)
+	var in inContainer
+	cmd.Flags().StringVar(&in.name, "container", "", "go into this container, by its name or id")
+	cmd.Flags().StringVar(&in.user, "user", "", "who to be in the container (default: as its image says)")
+	cmd.RegisterFlagCompletionFunc("container", p.containerNames)
 	tty := cmd.Flags().BoolP("tty", "t", false, "use a terminal for a command too")
 	noTTY := cmd.Flags().BoolP("no-tty", "T", false, "never use a terminal")
 	stdio := cmd.Flags().Bool("stdio", false, "carry an SSH connection over standard input and output, as a ProxyCommand")
 	wait := waitFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		name, command := args[0], args[1:]
-		switch {
-		case len(command) > 0 && command[0] == "--":
-			command = command[1:]
-		case len(command) > 0 && strings.HasPrefix(command[0], "-"):
-			return usageError(cmd, fmt.Errorf("cannot tell whose flag %s is: put it before %s if it is berth's, or -- before a command", command[0], name))
+		if len(command) > 0 && strings.HasPrefix(command[0], "-") {
+			// As with OpenSSH, options may follow the name.
+			if err := cmd.Flags().Parse(command); err != nil {
+				return usageError(cmd, err)
+			}
+			command = cmd.Flags().Args()
+		}
+		if help, _ := cmd.Flags().GetBool("help"); help {
+			return cmd.Help()
+		}
+		if in.user != "" && in.name == "" {
+			return usageError(cmd, errors.New("cannot be another user without --container: berthd runs everything as its own user"))
 		}
 		if err := checkName(name); err != nil {
 			return &exitError{exitTransport, err}
@@ -65,11 +82,14 @@ could not be reached. On a terminal, ~. after Enter hangs up.`,
 			if len(command) > 0 {
 				return usageError(cmd, errors.New("cannot run a command with --stdio: the SSH client does that"))
 			}
+			if in.name != "" {
+				return usageError(cmd, errors.New("cannot go into a container with --stdio: give the SSH client -o SetEnv=CODER_CONTAINER=NAME"))
+			}
 			return p.sshStdio(cmd.Context(), name, *wait)
 		}
 		terminal := !*noTTY && (*tty || len(command) == 0) &&
 			term.IsTerminal(int(p.in.Fd())) && term.IsTerminal(int(p.out.Fd()))
-		return p.ssh(cmd.Context(), name, commandLine(command), terminal, *wait)
+		return p.ssh(cmd.Context(), name, in, commandLine(command), terminal, *wait)
 	}
 	return cmd
 }
@@ -88,12 +108,15 @@ func commandLine(words []string) string {
 }
 
 // ssh runs a command, or a login shell if it is empty, and ends as that does.
-func (p *program) ssh(ctx context.Context, name, command string, terminal bool, wait time.Duration) error {
+func (p *program) ssh(ctx context.Context, name string, in inContainer, command string, terminal bool, wait time.Duration) error {
 	m, err := p.reach(ctx, name, wait)
 	if err != nil {
 		return &exitError{exitTransport, err}
 	}
 	defer m.Close()
+	if err := m.checkContainer(ctx, in.name); err != nil {
+		return &exitError{exitTransport, err}
+	}
 	dialing, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	client, err := dialSSH(dialing, m)
@@ -107,6 +130,9 @@ func (p *program) ssh(ctx context.Context, name, command string, terminal bool, 
 		return &exitError{exitTransport, fmt.Errorf("cannot open a session on %s: %w", name, err)}
 	}
 	defer session.Close()
+	if err := in.ask(session); err != nil {
+		return &exitError{exitTransport, fmt.Errorf("cannot go into container %s of %s: %w", in.name, name, err)}
+	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	go keepAlive(ctx, client)

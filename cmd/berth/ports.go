@@ -1,0 +1,129 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berthd/berth/wire"
+)
+
+func (p *program) portsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "ports NAME",
+		Short: "List the ports that programs listen on in a workspace",
+		Long: `List the ports that programs listen on in a workspace: TCP and UDP, on every address, those in
+containers included. "berth forward NAME PORT" makes one reachable here.
+
+With --watch the list is shown as it changes until Ctrl-C: in place on a terminal, else a line for each
+change ("+" listens now, "~" is another, "-" is gone), as JSON with --output json.`,
+		Example: `  berth ports demo
+  berth ports demo --watch
+  berth ports demo --udp
+  berth ports demo --output json | jq '.[].port'`,
+		Args:              wantArgs(1, 1),
+		ValidArgsFunction: p.agentNames,
+	}
+	output := outputFlag(cmd)
+	live := watchFlag(cmd)
+	var shown portFilter
+	cmd.Flags().BoolVar(&shown.tcp, "tcp", false, "only TCP")
+	cmd.Flags().BoolVar(&shown.udp, "udp", false, "only UDP")
+	wait := waitFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if shown.tcp && shown.udp {
+			return usageError(cmd, errors.New("cannot show only TCP and only UDP: leave both out to see all"))
+		}
+		if *live {
+			return p.watchPorts(cmd.Context(), args[0], shown, *output, *wait)
+		}
+		s, agent, err := p.find(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		ports, err := s.ListeningPorts(cmd.Context(), agent.ID)
+		if err != nil {
+			return s.problem("list the ports of "+agent.Name, err)
+		}
+		ports = shown.of(ports)
+		if *output == formatJSON {
+			return printJSON(p.out, ports)
+		}
+		return p.printTable(portTable(ports, time.Now()), "nothing listens in "+clean(agent.Name))
+	}
+	return cmd
+}
+
+// watchFlag adds --watch to a command.
+func watchFlag(cmd *cobra.Command) *bool {
+	return cmd.Flags().BoolP("watch", "w", false, "show the list as it changes, until Ctrl-C")
+}
+
+// portFilter says which ports are shown.
+type portFilter struct{ tcp, udp bool }
+
+// of returns the ports that pass, in the order in which people look for them. It is never nil.
+func (f portFilter) of(ports []wire.ListeningPort) []wire.ListeningPort {
+	shown := []wire.ListeningPort{}
+	for _, p := range ports {
+		if f.tcp && p.Network != networkTCP || f.udp && p.Network != networkUDP {
+			continue
+		}
+		shown = append(shown, p)
+	}
+	slices.SortStableFunc(shown, func(a, b wire.ListeningPort) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Network, b.Network), cmp.Compare(a.Container, b.Container))
+	})
+	return shown
+}
+
+// portKey tells a port from others. Those of containers may have the same number.
+func portKey(p wire.ListeningPort) string {
+	return fmt.Sprintf("%d/%s %s", p.Port, p.Network, p.Container)
+}
+
+func portTable(ports []wire.ListeningPort, now time.Time) *table {
+	t := &table{head: []string{"PORT", "ADDRESS", "PROCESS", "PID", "USER", "CONTAINER", "STARTED", "COMMAND"}}
+	for _, p := range ports {
+		pid, started := "", ""
+		if p.PID != 0 {
+			pid = strconv.Itoa(p.PID)
+		}
+		if p.StartedAt != nil {
+			started = ago(now, *p.StartedAt)
+		}
+		t.add(fmt.Sprintf("%d/%s", p.Port, p.Network), strings.Join(p.Addresses, ","), p.ProcessName, pid, p.User, p.Container, started, p.Command)
+	}
+	return t
+}
+
+// watchPorts shows the ports of an agent as they change.
+func (p *program) watchPorts(ctx context.Context, name string, shown portFilter, output format, wait time.Duration) error {
+	ctx, stop := untilInterrupt(ctx)
+	defer stop()
+	m, err := p.reach(ctx, name, wait)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	api := m.api()
+	defer api.Close()
+	l := &listing[wire.ListeningPort]{program: p, agent: m.agent.Name, what: "ports", key: portKey, table: portTable}
+	return l.watch(ctx, func(ctx context.Context) iter.Seq2[snapshot[wire.ListeningPort], error] {
+		return func(yield func(snapshot[wire.ListeningPort], error) bool) {
+			for ports, err := range api.WatchPorts(ctx) {
+				if !yield(snapshot[wire.ListeningPort]{items: shown.of(ports)}, err) {
+					return
+				}
+			}
+		}
+	}, output)
+}
