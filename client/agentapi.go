@@ -75,11 +75,12 @@ func (a *AgentAPI) Containers(ctx context.Context) (wire.Containers, error) {
 }
 
 // WatchPorts yields every port that something listens on in the workspace, at once and whenever they
-// have changed, until ctx is done or the connection breaks. An error is the last thing yielded. An
-// agent without a watch is asked every two seconds.
-func (a *AgentAPI) WatchPorts(ctx context.Context) iter.Seq2[[]wire.ListeningPort, error] {
+// have changed, until ctx is done or the connection breaks; with hidden, those of berthd itself and of
+// editors' helpers too. An error is the last thing yielded. An agent without a watch is asked every two
+// seconds.
+func (a *AgentAPI) WatchPorts(ctx context.Context, hidden bool) iter.Seq2[[]wire.ListeningPort, error] {
 	return func(yield func([]wire.ListeningPort, error) bool) {
-		for list, err := range watchAgent[wire.ListeningPorts](ctx, a, wire.PathAgentPorts, url.Values{wire.QueryNetwork: {wire.NetworkAll}}) {
+		for list, err := range watchAgent[wire.ListeningPorts](ctx, a, wire.PathAgentPorts, everyPort(hidden)) {
 			if !yield(list.Ports, err) {
 				return
 			}
@@ -87,7 +88,7 @@ func (a *AgentAPI) WatchPorts(ctx context.Context) iter.Seq2[[]wire.ListeningPor
 	}
 }
 
-// WatchContainers is [AgentAPI.WatchPorts] for the containers beside the agent.
+// WatchContainers yields the containers beside the agent, as [AgentAPI.WatchPorts] does ports.
 func (a *AgentAPI) WatchContainers(ctx context.Context) iter.Seq2[wire.Containers, error] {
 	return watchAgent[wire.Containers](ctx, a, wire.PathAgentContainers, nil)
 }

@@ -41,7 +41,7 @@ func portNumbers(ports []wire.ListeningPort) (numbers []uint16) {
 func TestWatchPorts(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.PathAgentPorts+"/watch", func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.RawQuery != "network=all" || r.Header.Get(wire.HeaderSessionToken) != "" {
+		if r.URL.RawQuery != "hidden=true&network=all" || r.Header.Get(wire.HeaderSessionToken) != "" {
 			t.Errorf("asked with %q and %v", r.URL.RawQuery, r.Header)
 		}
 		conn, err := websocket.Accept(w, r, nil)
@@ -58,7 +58,7 @@ func TestWatchPorts(t *testing.T) {
 	})
 	var seen [][]uint16
 	var last error
-	for ports, err := range agentAPI(t, mux).WatchPorts(t.Context()) {
+	for ports, err := range agentAPI(t, mux).WatchPorts(t.Context(), true) {
 		if last = err; err == nil {
 			seen = append(seen, portNumbers(ports))
 		}
@@ -83,7 +83,7 @@ func TestWatchOfStockAgent(t *testing.T) {
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	var seen [][]uint16
-	for ports, err := range agentAPI(t, mux).WatchPorts(ctx) {
+	for ports, err := range agentAPI(t, mux).WatchPorts(ctx, false) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +142,7 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	a := NewAgentAPI(uuid.New(), func(ctx context.Context) (net.Conn, error) { stop(); <-ctx.Done(); return nil, ctx.Err() })
 	defer a.Close()
-	for _, err := range a.WatchPorts(ctx) {
+	for _, err := range a.WatchPorts(ctx, false) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v", err)
 		}

@@ -179,11 +179,21 @@ func (c *Client) Connection(ctx context.Context, id uuid.UUID) (wire.ConnectionI
 	return info, err
 }
 
-// ListeningPorts lists what listens in the agent's workspace.
-func (c *Client) ListeningPorts(ctx context.Context, id uuid.UUID) ([]wire.ListeningPort, error) {
+// ListeningPorts lists what listens in the agent's workspace; with hidden, ports of berthd itself and
+// of editors' helpers too.
+func (c *Client) ListeningPorts(ctx context.Context, id uuid.UUID, hidden bool) ([]wire.ListeningPort, error) {
 	var ports wire.ListeningPorts
-	err := c.call(ctx, http.MethodGet, agentPath(id, "/listening-ports"), url.Values{wire.QueryNetwork: {wire.NetworkAll}}, nil, http.StatusOK, &ports)
+	err := c.call(ctx, http.MethodGet, agentPath(id, "/listening-ports"), everyPort(hidden), nil, http.StatusOK, &ports)
 	return ports.Ports, err
+}
+
+// everyPort is the query for ports of every kind.
+func everyPort(hidden bool) url.Values {
+	query := url.Values{wire.QueryNetwork: {wire.NetworkAll}}
+	if hidden {
+		query.Set(wire.QueryHidden, "true")
+	}
+	return query
 }
 
 // Containers lists the containers beside the agent.

@@ -122,7 +122,8 @@ func notConnected(now wire.AgentStatus) string {
 	return fmt.Sprintf("Agent state is %q, it must be in the %q state.", now, wire.AgentConnected)
 }
 
-// hiddenPorts are those of well-known services: what people look for are the programs they started.
+// hiddenPorts are those of well-known services, which stock clients are not shown: what people look for
+// are the programs they started.
 var hiddenPorts = []uint16{
 	20, 21, 22, 23, 25, 53, 110, 143, 179, 389, 465, 587, 636, 989, 990, 993, 995,
 	3306, 3389, 5432, 27017, 27018, 27019, 28017,
@@ -147,13 +148,9 @@ func (s *Server) getListeningPorts(w http.ResponseWriter, r *http.Request, a sto
 	apps, all := appPorts(a), r.URL.Query().Get(wire.QueryNetwork) == wire.NetworkAll
 	shown := wire.ListeningPorts{Ports: []wire.ListeningPort{}, Source: found.Source}
 	for _, p := range found.Ports {
-		if p.Namespace != 0 { // of a container, say; nobody can forward it by its number
-			if all {
-				shown.Ports = append(shown.Ports, p)
-			}
-			continue
-		}
-		if (all || p.Network == "tcp") && p.Port >= wire.FirstUserPort && !slices.Contains(hiddenPorts, p.Port) && !apps[p.Port] {
+		switch {
+		case p.Port < wire.FirstUserPort && p.Namespace == 0: // the agent's own, on the mesh
+		case all, p.Network == "tcp" && p.Namespace == 0 && !slices.Contains(hiddenPorts, p.Port) && !apps[p.Port]:
 			shown.Ports = append(shown.Ports, p)
 		}
 	}

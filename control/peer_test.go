@@ -135,7 +135,8 @@ func TestThroughTheMesh(t *testing.T) {
 	says(200, `{"ports":[{"process_name":"x","network":"tcp","port":8},{"process_name":"sshd","network":"tcp","port":22},
 		{"process_name":"web","network":"tcp","port":8080},{"process_name":"mine","network":"tcp","port":3000},{"process_name":"dns","network":"udp","port":5353}]}`)
 	ask("/listening-ports", 200, `{"ports":[{"process_name":"mine","network":"tcp","port":3000}]}`)
-	ask("/listening-ports?network=all", 200, `{"ports":[{"process_name":"mine","network":"tcp","port":3000},{"process_name":"dns","network":"udp","port":5353}]}`)
+	ask("/listening-ports?network=all", 200, `{"ports":[{"process_name":"sshd","network":"tcp","port":22},`+
+		`{"process_name":"web","network":"tcp","port":8080},{"process_name":"mine","network":"tcp","port":3000},{"process_name":"dns","network":"udp","port":5353}]}`)
 
 	says(200, `{"devcontainers":null,"containers":[{"id":"1","labels":{"a":"b"}},{"id":"2","labels":{"a":"c"}}],"warnings":["w"]}`)
 	ask("/containers?label=a=c", 200, `"containers":[{"created_at":"0001-01-01T00:00:00Z","id":"2"`)

@@ -10,8 +10,8 @@ import (
 const PathBerth = PathAPI + "berth/"
 
 // QueryNetwork, when it is [NetworkAll], asks for all of listening-ports: UDP too, and ports in other
-// network namespaces. Stock clients take every entry for a TCP port that they can forward, so without
-// it there are no others. QueryHidden, when it is "true", asks for what is hidden as well: ports of
+// network namespaces, and from a server those of well-known services and of apps. Stock clients take
+// every entry for a TCP port that they can forward, so without it there are no others. QueryHidden, when it is "true", asks for what is hidden as well: ports of
 // berthd itself and of editors' helpers.
 //
 // See docs/protocol.md#additions.

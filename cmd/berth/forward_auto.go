@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -55,7 +56,8 @@ func (f *forwarder) auto(ctx context.Context, specs []spec) error {
 	lists, failed := make(chan []wire.ListeningPort), make(chan error, 1)
 	go func() {
 		defer close(lists)
-		failed <- follow(ctx, api.WatchPorts, func(ports []wire.ListeningPort) error {
+		watch := func(ctx context.Context) iter.Seq2[[]wire.ListeningPort, error] { return api.WatchPorts(ctx, false) }
+		failed <- follow(ctx, watch, func(ports []wire.ListeningPort) error {
 			select {
 			case lists <- ports:
 			case <-ctx.Done():
@@ -169,7 +171,7 @@ func listenNear(port uint16) (*endpoint, error) {
 func autoPorts(ports []wire.ListeningPort, skip map[uint16]bool) map[uint16]wire.ListeningPort {
 	wanted := map[uint16]wire.ListeningPort{}
 	for _, p := range slices.SortedStableFunc(slices.Values(ports), func(a, b wire.ListeningPort) int { return cmp.Compare(a.Port, b.Port) }) {
-		if p.Network == networkTCP && p.Port >= autoLowest && !skip[p.Port] && onLoopback(p) && !ours(p) {
+		if p.Network == networkTCP && p.Hidden == "" && p.Port >= autoLowest && !skip[p.Port] && onLoopback(p) && !ours(p) {
 			if _, ok := wanted[p.Port]; !ok {
 				wanted[p.Port] = p
 			}
@@ -178,9 +180,12 @@ func autoPorts(ports []wire.ListeningPort, skip map[uint16]bool) map[uint16]wire
 	return wanted
 }
 
-// onLoopback tells whether the workspace's loopback leads to a port. Stock agents do not say where a
-// port listens; they leave out what it would not lead to.
+// onLoopback tells whether the workspace's loopback leads to a port. Stock agents do not say where one
+// listens; most listen on every address.
 func onLoopback(p wire.ListeningPort) bool {
+	if p.Namespace != 0 {
+		return false
+	}
 	if len(p.Addresses) == 0 {
 		return true
 	}

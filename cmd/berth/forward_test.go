@@ -134,6 +134,8 @@ func TestAutoPorts(t *testing.T) {
 		tcp(80, "nginx", "0.0.0.0"),
 		tcp(3006, "berth", "127.0.0.1"),
 		tcp(3007, "berthd", "127.0.0.1"),
+		{Network: "tcp", Port: 3008, Addresses: []string{"0.0.0.0"}, Namespace: 4026531840, Container: "db"},
+		{Network: "tcp", Port: 3009, Addresses: []string{"127.0.0.1"}, Hidden: "VS Code"},
 		{Network: "udp", Port: 5353, Addresses: []string{"0.0.0.0"}},
 	}, map[uint16]bool{3004: true})
 	if diff := cmp.Diff([]uint16{3000, 3001, 3002, 3003}, slices.Sorted(maps.Keys(got))); diff != "" {

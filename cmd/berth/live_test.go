@@ -95,10 +95,10 @@ func TestLinesOfAWatch(t *testing.T) {
 		got = append(got, change)
 	}
 	want := []string{
-		"+ 53/udp  -  dnsmasq  -  -  -  -  -",
-		`+ 80/tcp  -  x\x1b[2J\n\u202e  -  -  -  -  -`,
-		`- 80/tcp  -  x\x1b[2J\n\u202e  -  -  -  -  -`,
-		"~ 53/udp  -  dnsmasq  7  -  -  -  -",
+		"+ 53/udp  -  dnsmasq  -  -  -  -  -  -",
+		`+ 80/tcp  -  x\x1b[2J\n\u202e  -  -  -  -  -  -`,
+		`- 80/tcp  -  x\x1b[2J\n\u202e  -  -  -  -  -  -`,
+		"~ 53/udp  -  dnsmasq  7  -  -  -  -  -",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -21,13 +21,13 @@ func (p *program) portsCommand() *cobra.Command {
 		Use:   "ports NAME",
 		Short: "List the ports that programs listen on in a workspace",
 		Long: `List the ports that programs listen on in a workspace: TCP and UDP, on every address, those in
-containers included. "berth forward NAME PORT" makes one reachable here.
+containers included where they can be read. "berth forward NAME PORT" makes one reachable here.
 
 With --watch the list is shown as it changes until Ctrl-C: in place on a terminal, else a line for each
 change ("+" listens now, "~" is another, "-" is gone), as JSON with --output json.`,
 		Example: `  berth ports demo
   berth ports demo --watch
-  berth ports demo --udp
+  berth ports demo --udp --all
   berth ports demo --output json | jq '.[].port'`,
 		Args:              wantArgs(1, 1),
 		ValidArgsFunction: p.agentNames,
@@ -37,6 +37,7 @@ change ("+" listens now, "~" is another, "-" is gone), as JSON with --output jso
 	var shown portFilter
 	cmd.Flags().BoolVar(&shown.tcp, "tcp", false, "only TCP")
 	cmd.Flags().BoolVar(&shown.udp, "udp", false, "only UDP")
+	cmd.Flags().BoolVarP(&shown.hidden, "all", "a", false, "also those of berthd itself and of editors' helpers")
 	wait := waitFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if shown.tcp && shown.udp {
@@ -49,7 +50,7 @@ change ("+" listens now, "~" is another, "-" is gone), as JSON with --output jso
 		if err != nil {
 			return err
 		}
-		ports, err := s.ListeningPorts(cmd.Context(), agent.ID)
+		ports, err := s.ListeningPorts(cmd.Context(), agent.ID, shown.hidden)
 		if err != nil {
 			return s.problem("list the ports of "+agent.Name, err)
 		}
@@ -68,7 +69,7 @@ func watchFlag(cmd *cobra.Command) *bool {
 }
 
 // portFilter says which ports are shown.
-type portFilter struct{ tcp, udp bool }
+type portFilter struct{ tcp, udp, hidden bool }
 
 // of returns the ports that pass, in the order in which people look for them. It is never nil.
 func (f portFilter) of(ports []wire.ListeningPort) []wire.ListeningPort {
@@ -80,18 +81,18 @@ func (f portFilter) of(ports []wire.ListeningPort) []wire.ListeningPort {
 		shown = append(shown, p)
 	}
 	slices.SortStableFunc(shown, func(a, b wire.ListeningPort) int {
-		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Network, b.Network), cmp.Compare(a.Container, b.Container))
+		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Network, b.Network), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Container, b.Container))
 	})
 	return shown
 }
 
 // portKey tells a port from others. Those of containers may have the same number.
 func portKey(p wire.ListeningPort) string {
-	return fmt.Sprintf("%d/%s %s", p.Port, p.Network, p.Container)
+	return fmt.Sprintf("%d/%s %d %s", p.Port, p.Network, p.Namespace, p.Container)
 }
 
 func portTable(ports []wire.ListeningPort, now time.Time) *table {
-	t := &table{head: []string{"PORT", "ADDRESS", "PROCESS", "PID", "USER", "CONTAINER", "STARTED", "COMMAND"}}
+	t := &table{head: []string{"PORT", "ADDRESS", "PROCESS", "PID", "USER", "CONTAINER", "STARTED", "HIDDEN", "COMMAND"}}
 	for _, p := range ports {
 		pid, started := "", ""
 		if p.PID != 0 {
@@ -100,7 +101,15 @@ func portTable(ports []wire.ListeningPort, now time.Time) *table {
 		if p.StartedAt != nil {
 			started = ago(now, *p.StartedAt)
 		}
-		t.add(fmt.Sprintf("%d/%s", p.Port, p.Network), strings.Join(p.Addresses, ","), p.ProcessName, pid, p.User, p.Container, started, p.Command)
+		where := p.Container
+		if where == "" && p.Namespace != 0 {
+			where = fmt.Sprintf("(namespace %d)", p.Namespace)
+		}
+		add := t.add
+		if p.Hidden != "" {
+			add = t.addFaint
+		}
+		add(fmt.Sprintf("%d/%s", p.Port, p.Network), strings.Join(p.Addresses, ","), p.ProcessName, pid, p.User, where, started, p.Hidden, p.Command)
 	}
 	return t
 }
@@ -119,7 +128,7 @@ func (p *program) watchPorts(ctx context.Context, name string, shown portFilter,
 	l := &listing[wire.ListeningPort]{program: p, agent: m.agent.Name, what: "ports", key: portKey, table: portTable}
 	return l.watch(ctx, func(ctx context.Context) iter.Seq2[snapshot[wire.ListeningPort], error] {
 		return func(yield func(snapshot[wire.ListeningPort], error) bool) {
-			for ports, err := range api.WatchPorts(ctx) {
+			for ports, err := range api.WatchPorts(ctx, shown.hidden) {
 				if !yield(snapshot[wire.ListeningPort]{items: shown.of(ports)}, err) {
 					return
 				}
