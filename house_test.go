@@ -48,6 +48,7 @@ var mayImport = map[string][]string{
 	"internal/golden":     {},
 	"internal/testnet":    {},
 	"internal/netlab":     {},
+	"internal/judge":      {},
 	"internal/berthd":     {"agent", "ptyhost", "identity", "client", "tailnet", "usage"},
 	"cmd/berthd":          {"internal/berthd"},
 	"cmd/berth":           {"client", "tailnet", "control", "speedtest", "identity/attest", "agent", "internal/berthd", "internal/testnet"},
@@ -74,6 +75,7 @@ var owners = map[string][]string{
 	"github.com/mdlayher/netlink":   {"ports"},
 	"go.yaml.in/yaml/v3":            {"control"},
 	"github.com/mattn/go-runewidth": {"ptyhost/screen", "cmd/berth"},
+	"github.com/clipperhouse/uax29": {"ptyhost/screen"},
 	"github.com/robfig/cron":        {"scripts", "control"},
 	"github.com/fsnotify/fsnotify":  {"control"},
 }

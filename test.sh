@@ -47,7 +47,15 @@ tools() {
 	# Debian keeps some of these where an ordinary user does not look.
 	PATH=$PATH:/usr/sbin:/sbin
 	need gcc=gcc git=git sshd=openssh-server ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
+		less=less man=man-db htop=htop unshare=util-linux node=nodejs npm=npm \
 		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static
+	judge
+}
+
+# The terminal that ours are held against, at the versions of its lock file.
+judge() {
+	local dir=internal/judge/testdata/xterm
+	[ $dir/node_modules/.package-lock.json -nt $dir/package-lock.json ] || npm ci --prefix $dir --ignore-scripts --no-audit --no-fund
 }
 
 lint() {

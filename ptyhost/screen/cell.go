@@ -57,9 +57,9 @@ type extra struct {
 
 // row is one line of the screen. Cells from used on are zero, so clearing and encoding touch only what was written.
 type row struct {
-	cells   []cell
-	used    int
-	wrapped bool // the text continues on the next row
+	cells []cell
+	used  int
+	cont  bool // the text continues that of the row above
 }
 
 func (r *row) touch(end int) {
@@ -74,17 +74,14 @@ func (r *row) erase(from, to int, blank cell) {
 	if from >= to {
 		return
 	}
-	r.splitAt(from)
-	r.splitAt(to)
-	if to == len(r.cells) {
-		r.wrapped = false
-		if blank == (cell{}) {
-			if from < r.used {
-				clear(r.cells[from:r.used])
-				r.used = from
-			}
-			return
+	r.splitAt(from, blank)
+	r.splitAt(to, blank)
+	if to == len(r.cells) && blank == (cell{}) {
+		if from < r.used {
+			clear(r.cells[from:r.used])
+			r.used = from
 		}
+		return
 	}
 	for i := from; i < to; i++ {
 		r.cells[i] = blank
@@ -93,16 +90,16 @@ func (r *row) erase(from, to int, blank cell) {
 }
 
 // splitAt blanks both halves of a wide character that column x would cut in two.
-func (r *row) splitAt(x int) {
+func (r *row) splitAt(x int, blank cell) {
 	if x <= 0 || x >= len(r.cells) || r.cells[x].glyph&glyphTail == 0 {
 		return
 	}
-	r.cells[x-1].glyph, r.cells[x].glyph = 0, 0
+	r.cells[x-1], r.cells[x] = blank, blank
 }
 
 func (r *row) resize(cols int) {
 	if cols < len(r.cells) {
-		r.splitAt(cols)
+		r.splitAt(cols, cell{style: r.cells[cols].style})
 		r.cells = r.cells[:cols:cols]
 		r.used = min(r.used, cols)
 		return
@@ -173,15 +170,12 @@ func (g *grid) shift(top, bottom, n int, blank cell) {
 			g.blank(y, blank)
 		}
 	}
-	if top > 0 {
-		g.row(top - 1).wrapped = false
-	}
-	g.row(bottom).wrapped = false
 }
 
 func (g *grid) blank(y int, blank cell) {
 	r := g.row(y)
 	r.erase(0, len(r.cells), blank)
+	r.cont = false
 }
 
 // cursor is the position and everything DECSC saves with it.

@@ -52,7 +52,8 @@ func (t *Terminal) escapeInter(inter, b byte) {
 		t.top, t.bot = 0, t.rows-1
 		for y := range t.rows {
 			r := t.screen.row(y)
-			r.erase(0, t.cols, cell{glyph: 'E'})
+			r.erase(0, t.cols, cell{glyph: 'E', style: t.cursor.pen})
+			r.cont = false
 		}
 		t.cursor.x, t.cursor.y, t.cursor.wrapNext = 0, 0, false
 	}
@@ -157,7 +158,7 @@ func (t *Terminal) csiPlain(b byte) {
 		t.deleteCells(n)
 		c.wrapNext = false
 	case 'S':
-		t.scrollUp(n)
+		t.scrollUp(n, false)
 	case 'T':
 		if t.nparams <= 1 { // with more it is mouse highlight tracking
 			t.screen.shift(t.top, t.bot, -n, t.blank())
@@ -171,8 +172,9 @@ func (t *Terminal) csiPlain(b byte) {
 		t.backTab(n)
 	case 'b':
 		if t.last != 0 {
-			for range min(n, t.rows*t.cols) {
-				t.printRune(t.last)
+			n = min(n, t.rows*t.cols) // more changes nothing but the time it takes
+			for r := t.last; n > 0; n-- {
+				t.printRune(r)
 			}
 		}
 	case 'd':
@@ -220,6 +222,10 @@ func (t *Terminal) eraseDisplay(how int) {
 		from = c.y + 1
 	case 1:
 		t.eraseLine(1)
+		t.screen.row(c.y).cont = false
+		if c.x == t.cols-1 && c.y+1 < t.rows { // all of the line is gone
+			t.screen.row(c.y + 1).cont = false
+		}
 		to = c.y
 	case 2:
 	case 3:
@@ -246,7 +252,11 @@ func (t *Terminal) eraseLine(how int) {
 	default:
 		return
 	}
-	t.screen.row(c.y).erase(from, to, t.blank())
+	r := t.screen.row(c.y)
+	r.erase(from, to, t.blank())
+	if from == 0 && to == t.cols {
+		r.cont = false
+	}
 	c.wrapNext = false
 }
 
@@ -273,6 +283,7 @@ func (t *Terminal) shiftColumns(n int, left bool) {
 		} else {
 			t.insertCells(n)
 		}
+		t.screen.row(t.cursor.y).cont = false
 	}
 	t.cursor = was
 }
@@ -286,6 +297,7 @@ func (t *Terminal) editColumns(n int, insert bool) {
 		} else {
 			t.deleteCells(n)
 		}
+		t.screen.row(t.cursor.y).cont = false
 	}
 	t.cursor = was
 }

@@ -8,9 +8,13 @@ import (
 
 // encoder writes cells as VT bytes, changing the pen only where it changes.
 type encoder struct {
-	t   *Terminal
-	buf []byte
-	pen style
+	t       *Terminal
+	buf     []byte
+	pen     style
+	view    View
+	exact   bool // view is the terminal's own size
+	joined  bool // the screen's first row continues what was written before it
+	colored bool // a background was used
 }
 
 func (e *encoder) str(s string) { e.buf = append(e.buf, s...) }
@@ -73,6 +77,7 @@ func (e *encoder) sgr(s style, underline, wasUnderline color) {
 	}
 	if from.bg != s.bg {
 		e.color(40, s.bg)
+		e.colored = true
 	}
 	if wasUnderline != underline {
 		e.color(50, underline)
@@ -174,22 +179,17 @@ func (e *encoder) ascii(cells []cell) int {
 	return n
 }
 
-// content returns how many columns of a row must be drawn. A row that wraps is drawn in full, except for a last column left empty because the
-// wide character that starts the next row did not fit.
-func (r *row) content() int {
-	if !r.wrapped {
+// content returns how many columns of a row must be drawn. A row that the next one continues is drawn in full, except for a last column left
+// empty because the wide character that starts the next row did not fit. next is nil after the last row.
+func (r *row) content(next *row) int {
+	if next == nil || !next.cont {
 		return r.used
 	}
-	if last := len(r.cells) - 1; last > 0 && r.cells[last] == (cell{}) {
-		return last
+	last := len(r.cells) - 1
+	if last > 0 && r.cells[last].glyph == 0 && len(next.cells) > 0 {
+		if first := next.cells[0]; first.glyph&glyphWide != 0 && first.style == r.cells[last].style {
+			return last
+		}
 	}
 	return len(r.cells)
-}
-
-// appendLine appends the encoded row to b, beginning and ending with the default pen.
-func (t *Terminal) appendLine(b []byte, r *row) []byte {
-	e := encoder{t: t, buf: b}
-	e.cells(r, 0, r.content())
-	e.setPen(style{})
-	return e.buf
 }

@@ -9,12 +9,13 @@ const (
 	modeInsert     = -4
 	modeNewline    = -20
 	modeSyncOutput = 2026
+	modeGraphemes  = 2027
 )
 
 // tracked lists the modes that a snapshot restores, in the order in which it sets them: 2026 is last, because a terminal shows nothing while it is
 // set. All but autowrap, cursor visibility, blinking as the terminal likes it and alternate scroll are off at the start.
 var tracked = [...]int{
-	modeCursorKeys, 5, modeAutowrap, 12, modeVisible, 45, 66, 1004, 1005, 1006, 1007, 1015, 1016, 1034, 1036, 2004, 2027, 2031, 2048, 9001,
+	modeCursorKeys, 5, modeAutowrap, 12, modeVisible, 45, 66, 1004, 1005, 1006, 1007, 1015, 1016, 1034, 1036, 2004, modeGraphemes, 2031, 2048, 9001,
 	modeInsert, modeNewline, modeSyncOutput,
 }
 
@@ -43,9 +44,10 @@ func bit(mode int) uint32 {
 }
 
 var (
-	bitAutowrap = bit(modeAutowrap)
-	bitInsert   = bit(modeInsert)
-	bitNewline  = bit(modeNewline)
+	bitAutowrap  = bit(modeAutowrap)
+	bitInsert    = bit(modeInsert)
+	bitNewline   = bit(modeNewline)
+	bitGraphemes = bit(modeGraphemes)
 )
 
 func (m *modes) is(mode int) bool {
@@ -56,6 +58,8 @@ func (m *modes) is(mode int) bool {
 		return m.set32&bitInsert != 0
 	case modeNewline:
 		return m.set32&bitNewline != 0
+	case modeGraphemes:
+		return m.set32&bitGraphemes != 0
 	}
 	return m.set32&bit(mode) != 0
 }
@@ -84,7 +88,7 @@ func (t *Terminal) setMode(mode int, on bool) {
 		c.origin = on
 		t.moveTo(0, 0)
 	case 47, 1047:
-		t.useAlt(on, mode == 1047)
+		t.useAlt(on)
 	case 1048:
 		if on {
 			t.screen.saved = *c
@@ -93,16 +97,12 @@ func (t *Terminal) setMode(mode int, on bool) {
 		}
 	case 1049:
 		if on {
-			if t.screen == t.main {
-				t.main.saved = *c
-			}
-			t.useAlt(true, true)
+			t.screen.saved = *c
+			t.useAlt(true)
 			return
 		}
-		if t.screen == t.alt {
-			t.useAlt(false, false)
-			t.restore()
-		}
+		t.useAlt(false)
+		t.restore()
 	case modeAutowrap:
 		if !on {
 			c.wrapNext = false
@@ -113,24 +113,21 @@ func (t *Terminal) setMode(mode int, on bool) {
 	}
 }
 
-// useAlt switches between the main and the alternate screen; fresh says whether the alternate one is blanked on the way.
-func (t *Terminal) useAlt(on, fresh bool) {
-	if on == (t.screen == t.alt && t.alt != nil) {
+// useAlt switches between the main and the alternate screen. The alternate one is there only while it is shown, and blank when it comes: so do
+// tmux and xterm.js, and no program counts on what xterm keeps of it for mode 47.
+func (t *Terminal) useAlt(on bool) {
+	if on == (t.alt != nil) {
 		return
 	}
 	if !on {
-		t.screen = t.main
+		t.screen, t.alt = t.main, nil
 		return
 	}
-	if t.alt == nil {
-		t.alt = newGrid(t.rows, t.cols)
-		t.alt.saved = newCursor()
-	}
+	t.alt = newGrid(t.rows, t.cols)
+	t.alt.saved = newCursor()
 	t.screen = t.alt
-	if fresh {
-		for y := range t.rows {
-			t.alt.blank(y, t.blank())
-		}
+	for y := range t.rows {
+		t.alt.blank(y, t.blank())
 	}
 }
 

@@ -144,10 +144,19 @@ func decodeRune(p []byte) (r rune, size int) {
 
 // ground consumes text and controls up to and including an ESC, and returns how much that was.
 func (t *Terminal) ground(p []byte) int {
+	looked := 0 // up to where lines were looked for that stay on the screen
 	for i := 0; i < len(p); {
 		b := p[i]
 		switch {
 		case b >= 0x20 && b < 0x7f:
+			if i >= looked && t.atBottom() {
+				var n int
+				n, looked = t.passing(p[i:])
+				i, looked = i+n, i+looked
+				if n > 0 {
+					continue
+				}
+			}
 			j := i + 1
 			for j < len(p) && p[j] >= 0x20 && p[j] < 0x7f {
 				j++
@@ -159,6 +168,7 @@ func (t *Terminal) ground(p []byte) int {
 			return i + 1
 		case b < 0x20:
 			t.control(b)
+			t.last = 0
 			i++
 		case b == 0x7f:
 			i++
@@ -173,6 +183,55 @@ func (t *Terminal) ground(p []byte) int {
 		}
 	}
 	return len(p)
+}
+
+// atBottom reports whether the terminal is where programs that print line by line have it: in the empty last row of the whole main screen, with
+// nothing special in force.
+func (t *Terminal) atBottom() bool {
+	c := &t.cursor
+	return c.y == t.rows-1 && c.x == 0 && t.top == 0 && t.bot == t.rows-1 && t.alt == nil && c.pen == style{} && c.charset[c.gl] == 'B' &&
+		!t.modes.is(modeInsert) && t.main.row(c.y).used == 0 && !t.main.row(c.y).cont && t.rows > 1
+}
+
+// passing takes from p the plain lines at its start that scroll through the screen before p ends: they go into the scrollback without becoming cells.
+// It returns their length and that of all plain lines at the start of p. The terminal is atBottom, and is left with an empty screen if any were taken.
+func (t *Terminal) passing(p []byte) (taken, plain int) {
+	count := 0
+	for {
+		n := plainLine(p[plain:], t.cols)
+		if n == 0 {
+			break
+		}
+		plain += n
+		count++
+	}
+	stay := t.rows - 1
+	if count <= stay {
+		return 0, plain
+	}
+	t.scrollUp(stay, false)
+	for range count - stay {
+		n := plainLine(p[taken:], t.cols)
+		b := t.history.open()
+		b.data = append(b.data, p[taken:taken+n-2]...)
+		t.history.close(b, lineEnd{cols: uint16(n - 2)})
+		taken += n
+	}
+	t.cursor.y, t.last = 0, 0
+	return taken, plain
+}
+
+// plainLine returns the length of the line of at most cols printable ASCII characters, CR and LF that p starts with; 0 if it does not.
+func plainLine(p []byte, cols int) int {
+	for i, b := range p[:min(len(p), cols+1)] {
+		if b < 0x20 || b >= 0x7f {
+			if b == '\r' && i+1 < len(p) && p[i+1] == '\n' {
+				return i + 2
+			}
+			return 0
+		}
+	}
+	return 0
 }
 
 func (t *Terminal) enter(s state) {
@@ -190,13 +249,23 @@ func (t *Terminal) enter(s state) {
 
 // sequence consumes bytes while the parser is inside a sequence, up to its end or up to the next ESC, and returns how many.
 func (t *Terminal) sequence(p []byte) int {
-	for i, b := range p {
+	for i := 0; i < len(p); i++ {
+		if t.state == stateCSI && t.inter == 0 {
+			i += t.parameters(p[i:])
+			if i == len(p) {
+				break
+			}
+		}
+		b := p[i]
 		switch {
 		case b == 0x1b && i > 0:
 			return i // the caller notes that a new sequence starts here
 		case b == 0x1b:
 			if t.state == stateOSC {
 				t.dispatchOSC()
+			}
+			if t.state == stateOSC || t.state == stateString {
+				t.last = 0
 			}
 			t.enter(stateEscape)
 		case b == 0x18 || b == 0x1a: // CAN and SUB give up on a sequence
@@ -206,6 +275,7 @@ func (t *Terminal) sequence(p []byte) int {
 		case t.state == stateString:
 		case b < 0x20:
 			t.control(b)
+			t.last = 0
 		case b >= 0x7f:
 			// DEL is ignored, and no sequence outside strings has bytes from 0x80 on.
 		case t.state == stateEscape || t.state == stateEscapeInter:
@@ -224,6 +294,7 @@ func (t *Terminal) stringOSC(b byte) {
 	switch {
 	case b == 0x07:
 		t.dispatchOSC()
+		t.last = 0
 		t.state = stateGround
 	case b < 0x20:
 	case len(t.osc) < maxOSC:
@@ -239,6 +310,7 @@ func (t *Terminal) escapeByte(b byte) {
 	case t.state == stateEscapeInter:
 		t.state = stateGround
 		t.escapeInter(t.inter, b)
+		t.last = 0
 	case b == '[':
 		t.enter(stateCSI)
 	case b == ']':
@@ -248,6 +320,7 @@ func (t *Terminal) escapeByte(b byte) {
 	default:
 		t.state = stateGround
 		t.escape(b)
+		t.last = 0
 	}
 }
 
@@ -262,21 +335,12 @@ func (t *Terminal) csiByte(b byte) {
 			}
 			t.csi(b)
 		}
+		t.last = 0
 	case t.state == stateCSIIgnore:
 	case b < 0x30:
 		t.inter = b
 	case t.inter != 0:
 		t.state = stateCSIIgnore // a parameter after an intermediate
-	case b <= '9':
-		t.digit(int(b - '0'))
-	case b == ':' || b == ';':
-		t.nparams = min(t.nparams+1, maxParams)
-		if t.nparams < maxParams {
-			t.params[t.nparams] = -1
-			if b == ':' {
-				t.colon |= 1 << t.nparams
-			}
-		}
 	case t.mark == 0 && t.nparams == 0 && t.params[0] < 0:
 		t.mark = b
 	default:
@@ -284,12 +348,37 @@ func (t *Terminal) csiByte(b byte) {
 	}
 }
 
-func (t *Terminal) digit(d int) {
-	if t.nparams >= maxParams {
-		return
+// parameters takes the digits and separators that p starts with, and returns how many bytes they are.
+func (t *Terminal) parameters(p []byte) int {
+	n := t.nparams
+	v := -1
+	if n < maxParams {
+		v = t.params[n]
 	}
-	v := &t.params[t.nparams]
-	*v = min(max(*v, 0)*10+d, maxParam)
+	i := 0
+	for ; i < len(p); i++ {
+		b := p[i]
+		if b >= '0' && b <= '9' {
+			v = min(max(v, 0)*10+int(b-'0'), maxParam)
+			continue
+		}
+		if b != ';' && b != ':' {
+			break
+		}
+		if n < maxParams {
+			t.params[n] = v
+			n++
+			if b == ':' && n < maxParams {
+				t.colon |= 1 << n
+			}
+		}
+		v = -1
+	}
+	t.nparams = n
+	if n < maxParams {
+		t.params[n] = v
+	}
+	return i
 }
 
 // param returns parameter i, or def if it was left out or is zero.

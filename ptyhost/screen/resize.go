@@ -1,18 +1,23 @@
 package screen
 
-// Resize changes the terminal's size. Lines of the main screen that were wrapped are wrapped anew; rows that no longer fit go into the scrollback, and
-// come back from it when there is room below the cursor's line. The alternate screen is cut or padded, as its program draws it anew.
+import "slices"
+
+// Resize changes the terminal's size as tmux and xterm.js do. Rows that are too many are taken from below the cursor, then from the top into the
+// scrollback; rows that are missing come out of the scrollback if the cursor is in the last one, else they are blank. Lines of the main screen
+// that were wrapped are then wrapped anew, which the alternate screen's program has to do itself.
 func (t *Terminal) Resize(rows, cols int) {
 	if rows <= 0 || cols <= 0 || (rows == t.rows && cols == t.cols) {
 		return
 	}
-	c := &t.cursor
-	if t.screen != t.main {
-		c = &t.main.saved
-	}
-	t.resizeMain(rows, cols, c)
 	if t.alt != nil {
-		t.alt.cut(rows, cols)
+		if t.cursor.wrapNext && cols > t.cols { // there is room now
+			t.cursor.x++
+			t.cursor.wrapNext = false
+		}
+		t.alt.cut(rows, cols, &t.cursor)
+		t.resizeMain(rows, cols, &t.main.saved)
+	} else {
+		t.resizeMain(rows, cols, &t.cursor)
 	}
 	if t.tabs != nil {
 		tabs := make([]bool, cols)
@@ -20,6 +25,9 @@ func (t *Terminal) Resize(rows, cols int) {
 			tabs[x] = x%8 == 0
 		}
 		t.tabs = tabs
+	}
+	if t.cursor.x >= cols { // what was printed last was cut off
+		t.last = 0
 	}
 	t.rows, t.cols = rows, cols
 	t.top, t.bot = 0, rows-1
@@ -31,52 +39,73 @@ func (t *Terminal) Resize(rows, cols int) {
 }
 
 func (c *cursor) clamp(rows, cols int) {
-	c.y = min(c.y, rows-1)
+	c.y = max(0, min(c.y, rows-1))
 	if c.x >= cols {
 		c.x, c.wrapNext = cols-1, false
 	}
 	c.wrapNext = c.wrapNext && c.x == cols-1
 }
 
-// cut crops or pads a screen at the bottom and on the right.
-func (g *grid) cut(rows, cols int) {
+func blankRow(cols int) row { return row{cells: make([]cell, cols)} }
+
+// cut crops or pads a screen without wrapping anything anew, keeping the row of its cursor.
+func (g *grid) cut(rows, cols int, c *cursor) {
 	g.normalize()
-	g.rows = g.rows[:min(rows, len(g.rows))]
+	for len(g.rows) > rows {
+		if c.y < len(g.rows)-1 {
+			g.rows = g.rows[:len(g.rows)-1]
+			continue
+		}
+		g.rows = g.rows[1:]
+		c.y--
+	}
 	for y := range g.rows {
 		g.rows[y].resize(cols)
-		g.rows[y].wrapped = false
 	}
 	for len(g.rows) < rows {
-		g.rows = append(g.rows, row{cells: make([]cell, cols)})
+		g.rows = append(g.rows, blankRow(cols))
 	}
 }
 
+// resizeMain resizes the main screen, and moves the cursor c with the text it is on.
 func (t *Terminal) resizeMain(rows, cols int, c *cursor) {
-	g := t.main
-	g.normalize()
-	atBottom := c.y == t.rows-1
-	lines := g.rows
-	for len(lines) > c.y+1 && lines[len(lines)-1].used == 0 {
-		lines = lines[:len(lines)-1]
+	t.main.normalize()
+	lines := slices.Clone(t.main.rows)
+	was := c.y
+	if c.y == len(lines)-1 {
+		lines = t.recall(lines, rows, t.cols, c)
 	}
+	for len(lines) < rows {
+		lines = append(lines, blankRow(t.cols))
+	}
+	lines = t.crop(lines, rows, c, true)
 	if cols != t.cols {
-		lines = t.unwrapHistory(lines, c)
-		lines = reflow(lines, cols, c)
-	}
-	if atBottom {
+		top := t.history.lines == 0
+		lines = reflow(t.unwrapHistory(lines, c), cols, c)
+		lines = t.crop(lines, rows, c, top)
 		lines = t.recall(lines, rows, cols, c)
+		for len(lines) < rows {
+			lines = append(lines, blankRow(cols))
+		}
 	}
-	for len(lines) > rows && c.y > 0 {
-		t.keep(&lines[0])
+	t.main.rows = lines
+	if saved := &t.main.saved; c != saved && *saved != newCursor() { // DECSC of before follows; what never was stays at home
+		saved.y += c.y - was
+	}
+}
+
+// crop takes away rows over the given number: those below the cursor's first if they may go, then the topmost, which go into the scrollback.
+func (t *Terminal) crop(lines []row, rows int, c *cursor, below bool) []row {
+	for len(lines) > rows {
+		if below && c.y < len(lines)-1 {
+			lines = lines[:len(lines)-1]
+			continue
+		}
+		t.keep(&lines[0], &lines[1])
 		lines = lines[1:]
 		c.y--
 	}
-	lines = lines[:min(len(lines), rows)]
-	g.rows = append(make([]row, 0, rows), lines...)
-	for len(g.rows) < rows {
-		g.rows = append(g.rows, row{cells: make([]cell, cols)})
-	}
-	g.rows[rows-1].wrapped = false
+	return lines
 }
 
 // maxUnwrap is how many rows of one line are taken out of the scrollback to be wrapped anew. What `base64 -w0` prints is longer; it stays in pieces.
@@ -84,12 +113,23 @@ const maxUnwrap = 1000
 
 // unwrapHistory puts the scrolled-off beginning of the first row's line back before it, so that the line can be wrapped as a whole.
 func (t *Terminal) unwrapHistory(lines []row, c *cursor) []row {
-	var old []row
-	for len(old) < maxUnwrap && t.history.lastWrapped() {
-		old = append(t.popRow(), old...)
+	var old [][]row
+	n := 0
+	for first := &lines[0]; n < maxUnwrap && first.cont && t.history.lastWrapped(); {
+		rows := t.popRow()
+		old = append(old, rows)
+		n += len(rows)
+		first = &rows[0]
 	}
-	c.y += len(old)
-	return append(old, lines...)
+	if n == 0 {
+		return lines
+	}
+	c.y += n
+	all := make([]row, 0, n+len(lines))
+	for _, rows := range slices.Backward(old) {
+		all = append(all, rows...)
+	}
+	return append(all, lines...)
 }
 
 // recall takes lines back from the scrollback until there are enough for the screen.
@@ -100,7 +140,7 @@ func (t *Terminal) recall(lines []row, rows, cols int, c *cursor) []row {
 		c.y += len(old)
 		lines = append(old, lines...)
 	}
-	return lines
+	return t.crop(lines, max(rows, 1), c, false)
 }
 
 // popRow takes the newest row out of the scrollback, at the width it had. It is several rows only if terminals' ideas of width differ.
@@ -111,7 +151,9 @@ func (t *Terminal) popRow() []row {
 	}
 	const height = 2
 	cols := max(1, int(end.cols))
-	scratch := &Terminal{rows: height, cols: cols, main: newGrid(height, cols), cursor: newCursor(), modes: defaultModes, bot: height - 1}
+	scratch := &Terminal{rows: height, cols: cols, main: newGrid(height, cols), cursor: newCursor(), modes: t.modes, bot: height - 1}
+	scratch.modes.set(modeAutowrap, true)
+	scratch.modes.set(modeInsert, false)
 	scratch.screen = scratch.main
 	scratch.clusters, scratch.extras = t.clusters, t.extras
 	scratch.clusters.frozen, scratch.extras.frozen = true, true // scratch does not see the cells that use them
@@ -120,7 +162,7 @@ func (t *Terminal) popRow() []row {
 	t.clusters.frozen, t.extras.frozen = false, false
 	scratch.main.normalize()
 	rows := scratch.main.rows[:scratch.cursor.y+1]
-	rows[len(rows)-1].wrapped = end.wrapped
+	rows[0].cont = t.history.lastWrapped()
 	return rows
 }
 
@@ -131,7 +173,8 @@ func reflow(lines []row, cols int, c *cursor) []row {
 	for y := 0; y < len(lines); {
 		var text []cell
 		at := -1 // the cursor's place in text
-		for {
+		cont := lines[y].cont
+		for first := true; first || y < len(lines) && lines[y].cont; first = false {
 			r := &lines[y]
 			if y == cy {
 				at = len(text) + c.x
@@ -139,13 +182,15 @@ func reflow(lines []row, cols int, c *cursor) []row {
 					at++
 				}
 			}
-			text = append(text, r.cells[:r.content()]...)
-			y++
-			if !r.wrapped || y == len(lines) {
-				break
+			var next *row
+			if y++; y < len(lines) {
+				next = &lines[y]
 			}
+			text = append(text, r.cells[:r.content(next)]...)
 		}
+		begin := len(out)
 		out = fold(out, text, cols, at, c)
+		out[begin].cont = cont
 	}
 	return out
 }
@@ -157,10 +202,9 @@ func fold(out []row, text []cell, cols, at int, c *cursor) []row {
 		if end < len(text) && end > start+1 && text[end].glyph&glyphTail != 0 {
 			end--
 		}
-		r := row{cells: make([]cell, cols), used: end - start}
+		r := row{cells: make([]cell, cols), used: end - start, cont: start > 0}
 		copy(r.cells, text[start:end])
 		last := end >= len(text)
-		r.wrapped = !last
 		if at >= start && (at < end || last) {
 			c.y, c.x, c.wrapNext = len(out), min(at-start, cols-1), at-start == cols
 		}

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -28,7 +26,7 @@ func dump(t *Terminal) string {
 		}
 		for y := range t.rows {
 			r := g.row(y)
-			fmt.Fprintf(&b, "%s %2d %t ", name, y, r.wrapped && y+1 < t.rows && g.row(y+1).begins())
+			fmt.Fprintf(&b, "%s %2d %t ", name, y, y > 0 && r.cont)
 			var line strings.Builder
 			last := style{}
 			for x := range r.cells {
@@ -103,16 +101,8 @@ func streams(tb testing.TB) map[string]string {
 		"invalid":   "a\xff\xc3(\xe2\x82b\xf0\x9f\x98\x1b[31mc\xed\xa0\x80d\xc2\x9b31me",
 		"softreset": "\x1b[3;5r\x1b[1;31m\x1b[?25l\x1b[4h\x1b[!pplain\x1bcreset",
 	}
-	files, err := filepath.Glob("testdata/streams/*")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	for _, f := range files {
-		data, err := os.ReadFile(f)
-		if err != nil {
-			tb.Fatal(err)
-		}
-		all[filepath.Base(f)] = string(data)
+	for name, data := range recorded(tb) {
+		all[name] = data
 	}
 	return all
 }
@@ -356,17 +346,35 @@ func FuzzTerminal(f *testing.F) {
 	})
 }
 
+// BenchmarkWrite feeds a terminal whose scrollback is full as fast as it takes output, 4 KiB at a time as the kernel gives it.
 func BenchmarkWrite(b *testing.B) {
-	all := streams(b)
-	all["prose"] = strings.Repeat("the quick brown fox jumps over the lazy dog 0123456789 abcdefghij\r\n", 1000)
-	all["yes"] = strings.Repeat("y\r\n", 1000)
-	for _, name := range []string{"prose", "yes", "wide", "rgb"} {
-		b.Run(name, func(b *testing.B) {
-			term := New(Config{})
-			data := []byte(all[name])
-			b.SetBytes(int64(len(data)))
+	all := recorded(b)
+	var listing strings.Builder
+	for i := range 2000 { // as ls --color -lR prints
+		fmt.Fprintf(&listing, "-rw-r--r-- 1 user user %7d Jan %2d 10:%02d \x1b[0m\x1b[01;3%dmfile_%d.go\x1b[0m\r\n", i*77, i%28+1, i%60, i%7+1, i)
+	}
+	for _, data := range []struct{ name, text string }{
+		{"plain", strings.Repeat("the quick brown fox jumps over the lazy dog 0123456789 abcdefghij\r\n", 1000)},
+		{"yes", strings.Repeat("y\r\n", 10000)},
+		{"seq", sequence(50_000)},
+		{"listing", listing.String()},
+		{"build", all["build"]},
+		{"truecolor", all["truecolor"]},
+		{"vim", all["vim"]},
+		{"cjk", all["cjk"]},
+		{"emoji", all["emoji"]},
+	} {
+		b.Run(data.name, func(b *testing.B) {
+			term := fed(Config{}, sequence(DefaultLines+100))
+			p := []byte(data.text)
+			b.SetBytes(int64(len(p)))
+			b.ReportAllocs()
 			for b.Loop() {
-				term.Write(data)
+				for rest := p; len(rest) > 0; {
+					n := min(len(rest), 4<<10)
+					term.Write(rest[:n])
+					rest = rest[n:]
+				}
 			}
 		})
 	}

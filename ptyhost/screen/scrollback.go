@@ -8,18 +8,21 @@ const blockSize = 32 << 10 // memory comes and goes in blocks of this size; an i
 type block struct {
 	data []byte
 	ends []lineEnd // where each line of data ends
+	held int       // memory, as counted in scrollback.bytes
 }
 
 type lineEnd struct {
 	end     uint32
 	cols    uint16 // columns the line took
 	wrapped bool   // the line continues in the next one
+	colored bool   // some of it has a background
 }
 
 // scrollback is a queue of encoded lines, bounded in lines and bytes.
 type scrollback struct {
 	blocks   []*block
-	first    int // lines of blocks[0] already dropped
+	spare    *block // the last one dropped, to be filled again
+	first    int    // lines of blocks[0] already dropped
 	lines    int
 	bytes    int // memory held by blocks
 	maxLines int
@@ -27,33 +30,33 @@ type scrollback struct {
 	total    uint64 // lines ever pushed
 }
 
-// tail returns the block to append the next line to.
-func (s *scrollback) tail() *block {
+// open returns the block whose data the next line is to be appended to, before close.
+func (s *scrollback) open() *block {
 	if n := len(s.blocks); n > 0 {
 		if b := s.blocks[n-1]; len(b.data) < blockSize-1024 {
 			return b
 		}
 	}
-	b := &block{}
-	if len(s.blocks) > 0 { // the second block on: the terminal is one that scrolls a lot
-		b.data = make([]byte, 0, blockSize)
+	b := s.spare
+	s.spare = nil
+	if b == nil {
+		b = &block{}
+		if len(s.blocks) > 0 { // the second block on: the terminal is one that scrolls a lot
+			b.data = make([]byte, 0, blockSize)
+		}
 	}
 	s.blocks = append(s.blocks, b)
-	s.bytes += cap(b.data)
 	return b
 }
 
-// push appends one line, which encode appends to the buffer it is given.
-func (s *scrollback) push(cols int, wrapped bool, encode func([]byte) []byte) {
+// close ends the line that was appended to b.
+func (s *scrollback) close(b *block, end lineEnd) {
+	end.end = uint32(len(b.data))
+	b.ends = append(b.ends, end)
+	held := cap(b.data) + cap(b.ends)*8
+	s.bytes += held - b.held
+	b.held = held
 	s.total++
-	if s.maxLines == 0 {
-		return
-	}
-	b := s.tail()
-	was := cap(b.data) + cap(b.ends)*8
-	b.data = encode(b.data)
-	b.ends = append(b.ends, lineEnd{uint32(len(b.data)), uint16(cols), wrapped})
-	s.bytes += cap(b.data) + cap(b.ends)*8 - was
 	s.lines++
 	for s.lines > s.maxLines || (s.bytes > s.maxBytes && len(s.blocks) > 1) {
 		s.drop()
@@ -71,15 +74,18 @@ func (s *scrollback) drop() {
 		s.first = len(b.ends)
 	}
 	if s.first >= len(b.ends) && len(s.blocks) > 1 {
-		s.bytes -= cap(b.data) + cap(b.ends)*8
+		s.bytes -= b.held
 		s.blocks[0] = nil
 		s.blocks = s.blocks[1:]
 		s.first = 0
+		if cap(b.data) <= 2*blockSize { // else a very long line made it large
+			s.spare = &block{data: b.data[:0], ends: b.ends[:0]}
+		}
 	}
 }
 
 func (s *scrollback) clear() {
-	s.blocks, s.first, s.lines, s.bytes = nil, 0, 0, 0
+	s.blocks, s.spare, s.first, s.lines, s.bytes = nil, nil, 0, 0, 0
 }
 
 // each calls f for the last n lines, oldest first.
@@ -117,7 +123,7 @@ func (s *scrollback) pop() (line []byte, end lineEnd, ok bool) {
 	b.data, b.ends = b.data[:start], b.ends[:last]
 	s.lines--
 	if last == 0 || (len(s.blocks) == 1 && last == s.first) {
-		s.bytes -= cap(b.data) + cap(b.ends)*8
+		s.bytes -= b.held
 		s.blocks = s.blocks[:len(s.blocks)-1]
 		if len(s.blocks) == 0 {
 			s.first = 0

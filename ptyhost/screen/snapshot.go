@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"maps"
 	"slices"
+	"unicode/utf8"
 )
 
 // View says for whom a snapshot is made.
@@ -16,7 +17,7 @@ type View struct {
 // and titles, and the beginning of a sequence or rune the program has not finished. Output written afterwards may follow it directly.
 // A terminal that was never written to gives no bytes at all.
 //
-// At the terminal's own size the result is exact. A window of another size shows the part of the screen around the cursor.
+// At the terminal's own size the result is exact. A window of another size shows the rows around the cursor, cut to its width, from its top left corner.
 func (t *Terminal) Snapshot(v View) []byte {
 	if t.pristine {
 		return nil
@@ -24,21 +25,22 @@ func (t *Terminal) Snapshot(v View) []byte {
 	if v.Rows <= 0 || v.Cols <= 0 {
 		v.Rows, v.Cols = t.rows, t.cols
 	}
-	e := &encoder{t: t}
+	e := &encoder{t: t, view: v, exact: v.Rows == t.rows && v.Cols == t.cols}
 	e.prologue()
-	e.history(v)
-	e.grid(t.main, v)
+	e.history()
 	for _, flags := range t.keyboard[0] {
 		e.csi(">", "u", flags)
 	}
-	if t.screen == t.main {
+	if t.alt == nil {
+		e.grid(t.main, &t.cursor)
 		e.region()
 	} else {
+		e.grid(t.main, &t.main.saved)
 		e.cursor(&t.main.saved, t.main)
 		e.str("\x1b[?1049h") // saves that cursor on the way
 		e.neutral()
 		e.str("\x1b[H\x1b[2J")
-		e.grid(t.alt, v)
+		e.grid(t.alt, &t.cursor)
 		for _, flags := range t.keyboard[1] {
 			e.csi(">", "u", flags)
 		}
@@ -51,8 +53,8 @@ func (t *Terminal) Snapshot(v View) []byte {
 	}
 	e.titles()
 	e.tabs()
-	e.cursor(&t.cursor, t.screen)
 	e.modes()
+	e.cursor(&t.cursor, t.screen)
 	e.buf = append(e.buf, t.pending...)
 	return e.buf
 }
@@ -65,6 +67,9 @@ func (e *encoder) prologue() {
 	}
 	if e.t.sawPalette {
 		e.str("\x1b]104\x1b\\\x1b]110\x1b\\\x1b]111\x1b\\\x1b]112\x1b\\")
+	}
+	if e.t.modes.is(modeGraphemes) { // what is drawn is measured by it
+		e.csi("?", "h", modeGraphemes)
 	}
 	e.neutral()
 	e.str("\x1b[r\x1b[H\x1b[2J")
@@ -80,9 +85,9 @@ func (e *encoder) neutral() {
 }
 
 // history writes the scrollback and leaves the cursor where the first row of the screen belongs.
-func (e *encoder) history(v View) {
-	h := &e.t.history
-	if v.Lines < 0 || h.lines == 0 {
+func (e *encoder) history() {
+	t, v, h := e.t, e.view, &e.t.history
+	if v.Lines < 0 {
 		return
 	}
 	n := v.Lines
@@ -90,51 +95,84 @@ func (e *encoder) history(v View) {
 		n = h.lines
 	}
 	joined, aligned := false, true
+	rows, width := 0, 0 // of the viewer's window that are used; of the line so far
+	colored := false    // a background is somewhere in the line so far
 	h.each(n, func(line []byte, end lineEnd) {
 		e.buf = append(e.buf, line...)
+		width += int(end.cols)
+		colored = colored || end.colored
 		if !end.wrapped {
+			if colored && width > v.Cols && width%v.Cols != 0 { // a row that came in by wrapping is filled with the background of that moment
+				e.str("\x1b[K")
+			}
 			e.str("\r\n")
+			rows += max(1, (width+v.Cols-1)/v.Cols)
+			width, colored = 0, false
 		}
 		aligned = (aligned || !joined) && (int(end.cols) == v.Cols || int(end.cols) == v.Cols-1)
 		joined = end.wrapped
 	})
-	switch {
-	case v.Rows != e.t.rows || v.Cols != e.t.cols: // push it all out of the window, which is then drawn from the top
-		e.move(v.Rows-1, 0)
-		e.buf = append(e.buf, bytes.Repeat([]byte{'\n'}, v.Rows)...)
-		e.str("\x1b[H")
-	case joined && !(aligned && e.t.main.row(0).begins()):
+	cont := t.main.row(0).cont && joined
+	if joined && !(cont && aligned && e.exact) {
 		e.str("\r\n")
+		rows += max(1, (width+v.Cols-1)/v.Cols)
+	}
+	if e.exact {
+		e.joined = cont && aligned
+		return
+	}
+	// What is above the window goes where it would be had the window been as small as it is all the time; then all is pushed out of the window.
+	c := &t.cursor
+	if t.alt != nil {
+		c = &t.main.saved
+	}
+	e.str("\x1b[?7l")
+	for y := range e.offset(c) {
+		e.cut(t.main.row(y))
+		e.str("\r\n")
+		rows++
+	}
+	e.str("\x1b[?7h")
+	if rows > 0 {
+		e.move(v.Rows-1, 0)
+		e.buf = append(e.buf, bytes.Repeat([]byte{'\n'}, min(rows, v.Rows))...)
+		e.str("\x1b[H")
 	}
 }
 
-// begins reports whether the row starts with a character, which a terminal then wraps to by itself.
-func (r *row) begins() bool { return r.cells[0].glyph != 0 }
-
 // grid draws a screen from where the cursor is, row by row and without addressing, so that the viewer's terminal notes by itself which rows
-// continue, and lines that are in its window now can be wrapped anew by it later.
-func (e *encoder) grid(g *grid, v View) {
-	if v.Rows != e.t.rows || v.Cols != e.t.cols {
-		e.window(g, v)
+// continue, and lines that are in its window now can be wrapped anew by it later. c is the screen's cursor.
+func (e *encoder) grid(g *grid, c *cursor) {
+	if !e.exact {
+		e.window(g, c)
 		return
 	}
+	joined := e.joined && g == e.t.main
 	for y := range e.t.rows {
 		r := g.row(y)
-		join := r.wrapped && y+1 < e.t.rows && g.row(y+1).begins()
-		e.row(r, y, g)
+		var next *row
+		if y+1 < e.t.rows {
+			next = g.row(y + 1)
+		}
+		end := r.content(next)
+		if joined { // it takes a character to make a terminal wrap to this row
+			end = max(1, end)
+		}
+		e.row(r, end)
 		e.setPen(style{})
-		if !join && y+1 < e.t.rows {
+		if joined && r.cells[0].bg != 0 && end < e.t.cols { // as in history
+			e.str("\x1b[K")
+		}
+		joined = next != nil && next.cont
+		if !joined && next != nil {
 			e.str("\r\n")
 		}
 	}
 }
 
 // row draws one row, and puts the cursor right again after characters whose width terminals disagree on.
-func (e *encoder) row(r *row, y int, g *grid) {
-	from, end := 0, r.content()
-	if !r.wrapped || y+1 >= e.t.rows || !g.row(y+1).begins() {
-		end = r.used
-	}
+func (e *encoder) row(r *row, end int) {
+	from := 0
 	for x := range end {
 		if r.cells[x].glyph&glyphCluster == 0 {
 			continue
@@ -153,44 +191,98 @@ func (e *encoder) row(r *row, y int, g *grid) {
 	e.cells(r, from, end)
 }
 
-// window draws the part of a screen around the cursor that fits a window of another size.
-func (e *encoder) window(g *grid, v View) {
-	y0 := e.offset(v)
+// window draws the part of a screen around its cursor that fits a window of another size.
+func (e *encoder) window(g *grid, c *cursor) {
+	y0 := e.offset(c)
 	e.str("\x1b[?7l")
-	for y := y0; y < min(e.t.rows, y0+v.Rows); y++ {
-		r := g.row(y)
+	for y := y0; y < min(e.t.rows, y0+e.view.Rows); y++ {
 		e.move(y-y0, 0)
-		e.cells(r, 0, min(r.used, v.Cols))
+		e.cut(g.row(y))
 	}
-	e.setPen(style{})
 	e.str("\x1b[?7h")
 }
 
-func (e *encoder) offset(v View) int { return max(0, e.t.cursor.y-v.Rows+1) }
+// cut draws as much of a row as the window has columns, in the default pen before and after.
+func (e *encoder) cut(r *row) {
+	end := min(r.used, e.view.Cols)
+	half := end < r.used && r.cells[end].glyph&glyphTail != 0
+	if half {
+		end--
+	}
+	e.row(r, end)
+	if half {
+		e.setPen(r.cells[end].style)
+		e.buf = append(e.buf, ' ')
+	}
+	e.setPen(style{})
+}
 
+// offset is how many rows of a screen are above the window.
+func (e *encoder) offset(c *cursor) int {
+	if e.exact {
+		return 0
+	}
+	return max(0, min(c.y, e.t.rows-1)-e.view.Rows+1)
+}
+
+// region sets the scroll region. In a window with more rows than the terminal it is the terminal's rows, so that these scroll as they do there.
 func (e *encoder) region() {
-	if e.t.top != 0 || e.t.bot != e.t.rows-1 {
-		e.csi("", "r", e.t.top+1, e.t.bot+1)
+	y0 := e.offset(&e.t.cursor)
+	top, bot := max(0, e.t.top-y0), min(e.t.bot-y0, e.view.Rows-1)
+	if bot > top && (top != 0 || bot != e.view.Rows-1) {
+		e.csi("", "r", top+1, bot+1)
 	}
 }
 
-// cursor puts the viewer's cursor into the state c on screen g.
+// cursor puts the viewer's cursor into the state c on screen g. If the last thing that happened to the terminal is a character that was printed, it
+// is the last thing here too: what follows may combine with it or repeat it.
 func (e *encoder) cursor(c *cursor, g *grid) {
-	y, x, top := min(c.y, e.t.rows-1), c.x, 0
+	t := e.t
+	y, x := min(c.y, t.rows-1), c.x
+	e.setPen(c.pen)
+	y -= e.offset(c)
 	if c.origin {
 		e.str("\x1b[?6h")
-		top = e.t.top
+		y -= t.top
 	}
-	if c.wrapNext { // only printing in the last column brings a terminal there
-		r := g.row(y)
-		if x > 0 && r.cells[x].glyph&glyphTail != 0 {
-			x--
+	if !e.exact {
+		if c.wrapNext {
+			x++
 		}
-		e.move(y-top, x)
-		e.cells(r, x, e.t.cols)
-	} else {
-		e.move(y-top, x)
+		e.move(y, min(x, e.view.Cols-1))
+		e.charsets(c)
+		return
 	}
+	r := g.row(min(c.y, t.rows-1))
+	last := c == &t.cursor && t.last != 0
+	if !c.wrapNext && (!last || x == 0 || t.modes.is(modeInsert)) {
+		e.move(y, x)
+		e.charsets(c)
+		return
+	}
+	// Only printing brings a terminal there.
+	if !c.wrapNext {
+		x--
+	}
+	if x > 0 && r.cells[x].glyph&glyphTail != 0 {
+		x--
+	}
+	e.move(y, x)
+	end := x + 1
+	if r.cells[x].glyph&glyphWide != 0 {
+		end++
+	}
+	if g := r.cells[x].glyph; c.charset[c.gl] != 'B' && g < utf8.RuneSelf {
+		e.cells(r, x, end)
+		e.charsets(c)
+	} else {
+		e.charsets(c)
+		e.cells(r, x, end)
+	}
+	e.setPen(c.pen)
+}
+
+func (e *encoder) charsets(c *cursor) {
 	for i, set := range c.charset {
 		if set != 'B' {
 			e.buf = append(e.buf, 0x1b, "()*+"[i], set)
@@ -204,12 +296,14 @@ func (e *encoder) cursor(c *cursor, g *grid) {
 	case 3:
 		e.str("\x1bo")
 	}
-	e.setPen(c.pen)
 }
 
 func (e *encoder) titles() {
 	t := e.t
-	if t.title != "" {
+	for _, title := range t.titles {
+		e.str("\x1b]2;" + title + "\x1b\\\x1b[22;2t")
+	}
+	if t.title != "" || len(t.titles) > 0 {
 		e.str("\x1b]2;" + t.title + "\x1b\\")
 	}
 	if t.cwd != "" {

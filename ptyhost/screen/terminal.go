@@ -1,9 +1,6 @@
 package screen
 
-import (
-	"strings"
-	"unicode/utf8"
-)
+import "unicode/utf8"
 
 // Default bounds of the scrollback.
 const (
@@ -36,7 +33,7 @@ type Terminal struct {
 	cursor     cursor
 	top, bot   int    // scroll region, inclusive
 	tabs       []bool // nil means every eighth column
-	last       rune   // last printed, for REP
+	last       rune   // printed just before, for REP and to combine with; 0 if anything else came after
 
 	modes       modes
 	cursorShape int // DECSCUSR, 0 default
@@ -127,9 +124,14 @@ func (t *Terminal) wrap() {
 		return
 	}
 	c.wrapNext = false
-	t.screen.row(c.y).wrapped = true
 	c.x = 0
-	t.lineFeed()
+	switch {
+	case c.y == t.bot:
+		t.scrollUp(1, true)
+	case c.y < t.rows-1:
+		c.y++
+	}
+	t.screen.row(c.y).cont = true
 }
 
 // printASCII prints bytes from 0x20 to 0x7e.
@@ -148,10 +150,10 @@ func (t *Terminal) printASCII(p []byte) {
 		n := min(len(p), t.cols-c.x)
 		cells := r.cells[c.x : c.x+n : c.x+n]
 		if cells[0].glyph&glyphTail != 0 {
-			r.splitAt(c.x)
+			r.splitAt(c.x, cell{style: c.pen})
 		}
 		if end := c.x + n; end < t.cols && r.cells[end].glyph&glyphTail != 0 {
-			r.splitAt(end)
+			r.splitAt(end, cell{style: c.pen})
 		}
 		pen := c.pen
 		for i := range cells {
@@ -163,7 +165,6 @@ func (t *Terminal) printASCII(p []byte) {
 		if c.x == t.cols {
 			c.x--
 			c.wrapNext = t.modes.is(modeAutowrap)
-			r.wrapped = false
 			if !c.wrapNext && len(p) > 1 {
 				p = p[len(p)-1:] // all but the last are overwritten in the last column
 			}
@@ -191,6 +192,9 @@ func (t *Terminal) printRune(r rune) {
 	case r >= 0x80 && r < 0xa0:
 		return // 8-bit controls are not interpreted: in UTF-8 no program means them
 	case r >= 0xa0:
+		if t.modes.is(modeGraphemes) && t.last != 0 && t.join(r) {
+			return
+		}
 		width = runeWidth(r)
 	}
 	if width == 0 {
@@ -207,15 +211,15 @@ func (t *Terminal) printRune(r rune) {
 			return
 		}
 		c.wrapNext = true
-		t.screen.row(c.y).erase(c.x, t.cols, cell{})
+		t.screen.row(c.y).erase(c.x, t.cols, cell{style: c.pen})
 		t.wrap()
 	}
 	row := t.screen.row(c.y)
 	if t.modes.is(modeInsert) {
 		t.insertCells(width)
 	}
-	row.splitAt(c.x)
-	row.splitAt(c.x + width)
+	row.splitAt(c.x, cell{style: c.pen})
+	row.splitAt(c.x+width, cell{style: c.pen})
 	row.cells[c.x] = cell{glyph(r), c.pen}
 	if width == 2 {
 		row.cells[c.x].glyph |= glyphWide
@@ -226,32 +230,83 @@ func (t *Terminal) printRune(r rune) {
 	if c.x == t.cols {
 		c.x--
 		c.wrapNext = t.modes.is(modeAutowrap)
-		row.wrapped = false
 	}
 }
 
-// combine adds a zero-width rune to the character before the cursor.
-func (t *Terminal) combine(r rune) {
+// before returns the column of the character before the cursor, or -1.
+func (t *Terminal) before() int {
 	c := &t.cursor
 	x := c.x
 	if !c.wrapNext {
 		x--
 	}
-	row := t.screen.row(c.y)
-	if x > 0 && row.cells[x].glyph&glyphTail != 0 {
+	cells := t.screen.row(c.y).cells
+	if x > 0 && cells[x].glyph&glyphTail != 0 {
 		x--
 	}
-	if x < 0 || row.cells[x].glyph == 0 {
-		return
+	if x < 0 || cells[x].glyph == 0 {
+		return -1
 	}
-	g := &row.cells[x].glyph
+	return x
+}
+
+// combine adds a zero-width rune to the character before the cursor.
+func (t *Terminal) combine(r rune) {
+	if x := t.before(); x >= 0 {
+		t.extend(&t.screen.row(t.cursor.y).cells[x].glyph, r)
+	}
+}
+
+func (t *Terminal) extend(g *glyph, r rune) {
 	text := t.text(*g) + string(r)
 	if len(text) > maxCluster {
 		return
 	}
-	if n := t.clusters.add(strings.Clone(text), t.usedClusters); n != 0 {
+	if n := t.clusters.add(text, t.usedClusters); n != 0 {
 		*g = glyph(n) | glyphCluster | *g&glyphWide
 	}
+}
+
+// join adds r to the character before the cursor if both are one grapheme cluster, and reports whether they are. The cluster is as wide as its
+// widest part; flags, and what is to be drawn as a picture, have two columns.
+func (t *Terminal) join(r rune) bool {
+	c := &t.cursor
+	x := t.before()
+	if x < 0 {
+		return false
+	}
+	row := t.screen.row(c.y)
+	g := &row.cells[x].glyph
+	if !joins(t.text(*g), r) {
+		return false
+	}
+	t.extend(g, r)
+	flag := r >= 0x1f1e6 && r <= 0x1f1ff
+	if *g&glyphWide != 0 || runeWidth(r) < 2 && r != emojiStyle && !flag {
+		return true
+	}
+	// It widens. In the last column it moves to the next line.
+	grown := row.cells[x]
+	grown.glyph |= glyphWide
+	if x+2 > t.cols {
+		if !t.modes.is(modeAutowrap) || t.cols < 2 {
+			return true
+		}
+		row.cells[x] = cell{style: c.pen}
+		c.wrapNext = true
+		t.wrap()
+		row, x = t.screen.row(c.y), 0
+	}
+	row.splitAt(x, cell{style: c.pen})
+	row.splitAt(x+2, cell{style: c.pen})
+	row.cells[x], row.cells[x+1] = grown, cell{glyphTail, grown.style}
+	c.x = x + 2
+	row.touch(c.x)
+	if c.x == t.cols {
+		c.x--
+		c.wrapNext = t.modes.is(modeAutowrap)
+	}
+	return true
 }
 
 func (t *Terminal) text(g glyph) string {
@@ -304,7 +359,11 @@ func (t *Terminal) control(b byte) {
 	case '\t':
 		t.tab(1)
 	case '\n', '\v', '\f':
+		y := c.y
 		t.lineFeed()
+		if c.y != y { // what is below is a line of its own from now on
+			t.screen.row(c.y).cont = false
+		}
 		if t.modes.is(modeNewline) {
 			c.x = 0
 		}
@@ -324,7 +383,7 @@ func (t *Terminal) lineFeed() {
 	c := &t.cursor
 	switch {
 	case c.y == t.bot:
-		t.scrollUp(1)
+		t.scrollUp(1, false)
 	case c.y < t.rows-1:
 		c.y++
 	}
@@ -340,20 +399,33 @@ func (t *Terminal) reverseLineFeed() {
 	}
 }
 
-// scrollUp scrolls the region, keeping what leaves the top of the main screen.
-func (t *Terminal) scrollUp(n int) {
+// scrollUp scrolls the region, keeping what leaves the top of the main screen. cont tells whether what will be written into the row that comes
+// in continues the one above.
+func (t *Terminal) scrollUp(n int, cont bool) {
 	n = min(n, t.bot-t.top+1)
 	if t.screen == t.main && t.top == 0 {
+		r := t.main.row(0)
 		for y := range n {
-			t.keep(t.main.row(y))
+			next := &row{cont: cont}
+			if y+1 < t.rows {
+				next = t.main.row(y + 1)
+			}
+			t.keep(r, next)
+			r = next
 		}
 	}
 	t.screen.shift(t.top, t.bot, n, t.blank())
 }
 
-// keep moves a row into the scrollback.
-func (t *Terminal) keep(r *row) {
-	t.history.push(r.content(), r.wrapped, func(b []byte) []byte { return t.appendLine(b, r) })
+// keep moves a row into the scrollback; next is the one below it.
+func (t *Terminal) keep(r, next *row) {
+	b := t.history.open()
+	e := encoder{t: t, buf: b.data}
+	end := r.content(next)
+	e.cells(r, 0, end)
+	e.setPen(style{})
+	b.data = e.buf
+	t.history.close(b, lineEnd{cols: uint16(end), wrapped: next.cont, colored: e.colored})
 }
 
 func (t *Terminal) isTab(x int) bool {
@@ -373,9 +445,9 @@ func (t *Terminal) setTab(x int, on bool) {
 	t.tabs[x] = on
 }
 
+// tab moves to the nth tab stop. In the last column it does nothing: what is printed next still wraps.
 func (t *Terminal) tab(n int) {
 	c := &t.cursor
-	c.wrapNext = false
 	for ; n > 0 && c.x < t.cols-1; n-- {
 		for c.x++; c.x < t.cols-1 && !t.isTab(c.x); c.x++ {
 		}
@@ -396,11 +468,10 @@ func (t *Terminal) insertCells(n int) {
 	c := &t.cursor
 	r := t.screen.row(c.y)
 	n = min(n, t.cols-c.x)
-	r.splitAt(c.x)
-	r.splitAt(t.cols - n)
+	r.splitAt(c.x, t.blank())
+	r.splitAt(t.cols-n, t.blank())
 	copy(r.cells[c.x+n:], r.cells[c.x:])
 	r.used = min(t.cols, max(r.used, c.x)+n)
-	r.wrapped = false
 	for i := c.x; i < c.x+n; i++ {
 		r.cells[i] = t.blank()
 	}
@@ -411,10 +482,9 @@ func (t *Terminal) deleteCells(n int) {
 	c := &t.cursor
 	r := t.screen.row(c.y)
 	n = min(n, t.cols-c.x)
-	r.splitAt(c.x)
-	r.splitAt(c.x + n)
+	r.splitAt(c.x, t.blank())
+	r.splitAt(c.x+n, t.blank())
 	copy(r.cells[c.x:], r.cells[c.x+n:])
 	r.touch(min(t.cols, r.used))
 	r.erase(t.cols-n, t.cols, t.blank())
-	r.wrapped = false
 }

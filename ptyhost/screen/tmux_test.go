@@ -15,15 +15,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// judge is a terminal that others wrote: a pane of tmux, fed through a fifo.
-type judge struct {
+// pane is a terminal that others wrote, of tmux, fed through a fifo.
+type pane struct {
 	t      *testing.T
 	socket string
 	feed   *os.File
 	fed    int
 }
 
-func newJudge(t *testing.T) *judge {
+func newPane(t *testing.T) *pane {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "judge")
 	if err != nil {
@@ -34,7 +34,7 @@ func newJudge(t *testing.T) *judge {
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	j := &judge{t: t, socket: filepath.Join(dir, "tmux")}
+	j := &pane{t: t, socket: filepath.Join(dir, "tmux")}
 	j.tmux("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", "stty raw -echo -opost; exec cat "+fifo)
 	// Told to end, the server may be gone before its client has heard so.
 	t.Cleanup(func() { exec.Command("tmux", "-S", j.socket, "kill-server").Run() })
@@ -46,38 +46,38 @@ func newJudge(t *testing.T) *judge {
 	return j
 }
 
-func (j *judge) tmux(args ...string) string {
-	j.t.Helper()
-	cmd := exec.Command("tmux", append([]string{"-u", "-S", j.socket}, args...)...)
+func (p *pane) tmux(args ...string) string {
+	p.t.Helper()
+	cmd := exec.Command("tmux", append([]string{"-u", "-S", p.socket}, args...)...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "TERM=xterm-256color", "SHELL=/bin/sh", "HOME=/"}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		j.t.Fatalf("tmux %s: %v\n%s", args, err, out)
+		p.t.Fatalf("tmux %s: %v\n%s", args, err, out)
 	}
 	return string(out)
 }
 
 // shows feeds a fresh terminal and returns what it shows: text with colours and attributes, and the state tmux tells.
-func (j *judge) shows(data string) (screen, state string) {
-	j.t.Helper()
-	j.fed++
-	mark := fmt.Sprintf("fed %d", j.fed)
-	if _, err := fmt.Fprintf(j.feed, "\x18\x1b\\\x1b[?1049l\x1bc\x1b[?1000;1002;1003;1004;1005;1006;2004l%s\x18\x1b]2;%s\x07", data, mark); err != nil {
-		j.t.Fatal(err)
+func (p *pane) shows(data string) (screen, state string) {
+	p.t.Helper()
+	p.fed++
+	mark := fmt.Sprintf("fed %d", p.fed)
+	if _, err := fmt.Fprintf(p.feed, "\x18\x1b\\\x1b[?1049l\x1bc\x1b[?1000;1002;1003;1004;1005;1006;2004l%s\x18\x1b]2;%s\x07", data, mark); err != nil {
+		p.t.Fatal(err)
 	}
 	const query = "#{pane_title}|#{cursor_x},#{cursor_y} alt=#{alternate_on} region=#{scroll_region_upper},#{scroll_region_lower} wrap=#{wrap_flag} " +
 		"insert=#{insert_flag} cursor=#{cursor_flag} keys=#{keypad_cursor_flag}#{keypad_flag} mouse=#{mouse_any_flag}#{mouse_button_flag}" +
 		"#{mouse_standard_flag}#{mouse_all_flag}#{mouse_sgr_flag} origin=#{origin_flag}"
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		out := j.tmux("display-message", "-p", query, ";", "capture-pane", "-p", "-e")
+		out := p.tmux("display-message", "-p", query, ";", "capture-pane", "-p", "-e")
 		title, rest, _ := strings.Cut(out, "|")
 		if title == mark {
 			state, screen, _ := strings.Cut(rest, "\n")
 			return visible(screen), state
 		}
 		if time.Now().After(deadline) {
-			j.t.Fatalf("tmux did not take in %q", mark)
+			p.t.Fatalf("tmux did not take in %q", mark)
 		}
 	}
 }
@@ -111,7 +111,7 @@ func TestJudge(t *testing.T) {
 	if _, err := exec.LookPath("tmux"); err != nil {
 		t.Fatal("tmux, the judge, is not installed; ./test.sh installs it")
 	}
-	j := newJudge(t)
+	j := newPane(t)
 	all := streams(t)
 	rng := rand.New(rand.NewPCG(3, 4))
 	for _, name := range judged(t) {
