@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -51,6 +52,7 @@ var mayImport = map[string][]string{
 	"internal/judge":      {},
 	"internal/berthd":     {"agent", "ptyhost", "identity", "client", "tailnet", "usage"},
 	"cmd/berthd":          {"internal/berthd"},
+	"cmd/berthd-ptyhost":  {"ptyhost"},
 	"cmd/berth":           {"client", "tailnet", "control", "speedtest", "identity/attest", "agent", "internal/berthd", "internal/testnet"},
 }
 
@@ -205,5 +207,18 @@ func TestNoReplace(t *testing.T) {
 				t.Errorf("%s:%d replaces a module: %s", f, i+1, line)
 			}
 		}
+	}
+}
+
+// TestTerminalHostIsSmall: the process of the terminals holds nothing but them, whatever its packages come to import.
+func TestTerminalHostIsSmall(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", "./cmd/berthd-ptyhost").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := slices.Compact(slices.Sorted(slices.Values(strings.Fields(string(out)))))
+	want := []string{"github.com/berthd/berth", "github.com/clipperhouse/uax29/v2", "github.com/creack/pty", "github.com/google/uuid", "github.com/mattn/go-runewidth", "golang.org/x/sys"}
+	if !slices.Equal(got, want) {
+		t.Errorf("cmd/berthd-ptyhost links %v, want %v", got, want)
 	}
 }

@@ -170,6 +170,7 @@ long() {
 	tools
 	export BERTH_LONG=1
 	go test -count=1 -timeout 60m -v ./ptyhost/...
+	go test -count=1 -timeout 60m -v -run TestTerminals ./e2e
 }
 
 bench() {

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	bin = dir
-	build := exec.Command("go", "build", "-o", dir, "../cmd/berth", "../cmd/berthd")
+	build := exec.Command("go", "build", "-o", dir, "../cmd/berth", "../cmd/berthd", "../cmd/berthd-ptyhost")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "cannot build: %v\n%s", err, out)

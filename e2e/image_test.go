@@ -12,7 +12,7 @@ import (
 
 // The programs are static: they need no loader and no library of the machine they are copied to.
 func TestStatic(t *testing.T) {
-	for _, name := range []string{"berth", "berthd"} {
+	for _, name := range []string{"berth", "berthd", "berthd-ptyhost"} {
 		f, err := elf.Open(filepath.Join(bin, name))
 		if err != nil {
 			t.Fatal(err)
@@ -33,7 +33,11 @@ func TestImage(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(context, "dist"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for from, to := range map[string]string{"../Dockerfile": "Dockerfile", filepath.Join(bin, "berthd"): "dist/berthd", filepath.Join(bin, "berth"): "dist/berth"} {
+	files := map[string]string{"../Dockerfile": "Dockerfile"}
+	for _, name := range []string{"berth", "berthd", "berthd-ptyhost"} {
+		files[filepath.Join(bin, name)] = "dist/" + name
+	}
+	for from, to := range files {
 		body, err := os.ReadFile(from)
 		if err != nil {
 			t.Fatal(err)

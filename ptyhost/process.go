@@ -87,13 +87,15 @@ func listenLocked(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// RunProcess is the whole life of a host process (`berthd ptyhost`): it listens on socket and serves until ctx is done or it is told to shut down.
-// If another host serves the socket already, it returns an error wrapping [ErrHostRunning].
+// RunProcess is the whole life of a host process (`berthd ptyhost`): it listens on socket and serves until ctx is done, it is told to shut down or
+// gets SIGTERM or SIGINT. If another host serves the socket already, it returns an error wrapping [ErrHostRunning].
 func RunProcess(ctx context.Context, socket string, log *slog.Logger) error {
-	// A signal that was ignored when we were started (nohup, a shell's background) would stay ignored in every program we start, and no terminal
-	// could be interrupted or hung up. Catching it makes it a default again for them.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	// A hang-up is for terminals, not for their owner. And a signal that was ignored when we were started (nohup, a shell's background) would stay
+	// ignored in every program we start, and no terminal could be interrupted or hung up: catching it makes it a default again for them.
 	caught := make(chan os.Signal, 1)
-	signal.Notify(caught, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
+	signal.Notify(caught, syscall.SIGHUP, syscall.SIGQUIT)
 	defer signal.Stop(caught)
 
 	l, err := Listen(socket)

@@ -112,7 +112,7 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 	fmt.Printf("| berthd, stripped | %.1f MB |\n", float64(size.Size())/1e6)
 	fmt.Printf("| exec to ready, %d rounds | median %v (%v-%v) |\n", rounds, ms(ready[len(ready)/2]), ms(ready[0]), ms(ready[len(ready)-1]))
 	fmt.Printf("| resident %v after ready, `berthd run` | %.1f MB (%.1f MB anonymous) |\n", idle, mb(resident), mb(anonymous))
-	fmt.Printf("| resident %v after ready, `berthd ptyhost` without a terminal | %.1f MB |\n", idle, mb(host))
+	fmt.Printf("| resident %v after ready, `berthd-ptyhost` without a terminal | %.1f MB |\n", idle, mb(host))
 	fmt.Printf("| idle CPU in %v | %v |\n", window, after-before)
 	fmt.Printf("| peak resident, `berthd run`, after `berth speedtest` both ways | %.1f MB |\n", mb(peak))
 	for _, line := range strings.Split(strings.TrimSpace(speed), "\n") {
@@ -140,7 +140,7 @@ func build(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("run this from the repository's root: %w", err)
 	}
-	for program, tags := range map[string]string{"berthd": strings.TrimSpace(string(tags)), "berth": ""} {
+	for program, tags := range map[string]string{"berthd": strings.TrimSpace(string(tags)), "berthd-ptyhost": "", "berth": ""} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", tags, "-o", filepath.Join(dir, program), "./cmd/"+program)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -258,7 +258,7 @@ func (d *daemon) ptyhost() int {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		cmdline, err := os.ReadFile(dir + "/cmdline")
-		if err == nil && bytes.Contains(cmdline, []byte("\x00ptyhost\x00")) && bytes.Contains(cmdline, []byte(d.state)) {
+		if err == nil && bytes.Contains(cmdline, []byte("\x00--socket\x00")) && bytes.Contains(cmdline, []byte(d.state)) {
 			pid, _ := strconv.Atoi(filepath.Base(dir))
 			return pid
 		}

@@ -74,7 +74,7 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 		log.Warn("git and others in the workspace cannot use the server's credentials", "error", err)
 	}
 	cfg.StartTerminals = func(socket string) error {
-		return startTerminals(selfCommand(whole), socket, state.Path("ptyhost.log"))
+		return startTerminals(selfCommand(whole), socket, state.Path("ptyhost.log"), log)
 	}
 
 	log.Info("berthd starts", "version", version, "server", cfg.Server.URL, "identity", cfg.Identity, "state", s.dirs.state)
