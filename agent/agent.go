@@ -94,6 +94,7 @@ type parts struct {
 	pty       *ptyServer
 	api       *api
 	ports     *ports.Lister
+	lister    *containers.Lister
 	view      *containerView
 	debug     []*debugServer
 }
@@ -177,8 +178,11 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		path: local, server: cfg.Server.URL.String(), token: a.token,
 		appStatus: a.reporter.AppStatus, log: cfg.Log, ready: make(chan struct{}),
 	}
+	a.lister = containers.New(containers.Config{Log: cfg.Log.With("part", "containers")})
+	inContainer := &containerShells{refusal: noContainers(cfg), program: cfg.Helpers.Program, find: a.lister.Find, command: a.shell.Command}
 	a.pty = &ptyServer{
-		terminals: a.terminals, command: a.shell.Command, connected: a.connectedPTY, keeps: a.keepsTerminals, log: cfg.Log.With("part", "pty"),
+		terminals: a.terminals, command: a.shell.Command, container: inContainer.spec, connected: a.connectedPTY, keeps: a.keepsTerminals,
+		log: cfg.Log.With("part", "pty"),
 	}
 	a.ssh, err = sshd.New(sshd.Config{
 		HostKey:   hostKey,
@@ -187,6 +191,8 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		Banner:    a.greet,
 		JetBrains: a.jetBrains,
 		Report:    a.connectedSSH,
+
+		ContainerCommand: inContainer.spec,
 		Block: sshd.Block{
 			FileTransfer:  cfg.Services.BlockFileTransfer,
 			LocalForward:  cfg.Services.BlockLocalPortForwards,
@@ -206,16 +212,15 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 // makeAPI makes what shows the agent from inside: its HTTP API, and the same in part for this machine.
 func (a *agent) makeAPI() {
 	a.view = &containerView{
-		list:     containers.New(containers.Config{Log: a.log}).List,
+		refusal:  noContainers(a.cfg),
+		list:     a.lister.List,
+		watch:    a.lister.Watch,
 		manifest: a.manifest.Load,
 		expand:   a.shell.Expand,
 		home:     a.shell.Home,
 		command:  a.shell.Command,
 		logs:     a.reporter.Writer,
 		log:      a.log.With("part", "containers"),
-	}
-	if a.cfg.Services.NoDevcontainers {
-		a.view.refusal = "Dev Container feature not enabled."
 	}
 	a.ports = ports.New(ports.Config{HidePIDs: []int{os.Getpid()}, Log: a.log.With("part", "ports")})
 	a.api = &api{
@@ -233,6 +238,14 @@ func (a *agent) makeAPI() {
 	a.debug = debugServers(a.cfg.Debug, a.api, a.log)
 }
 
+// noContainers says why containers are not shown nor entered, "" if they are.
+func noContainers(cfg Config) string {
+	if cfg.Services.NoDevcontainers {
+		return "Dev Container feature not enabled."
+	}
+	return ""
+}
+
 // stages lists the nested lifetimes from the outside in.
 func (a *agent) stages() []stage {
 	return []stage{
@@ -244,6 +257,7 @@ func (a *agent) stages() []stage {
 		{name: "debug listeners", run: a.runDebug, budget: time.Second},
 		{name: "terminals", run: a.runTerminals, budget: terminalsBudget},
 		{name: "workspace", run: a.runWorkspace, budget: a.cfg.Services.StopTimeout + workspaceMargin},
+		{name: "containers", run: a.lister.Run, budget: time.Second},
 		{name: "mesh", run: a.runNode, ready: a.mesh.come, budget: meshBudget},
 		a.service("ssh on port 22", wire.PortSSHStandard, a.ssh.Serve),
 		a.service("ssh", wire.PortSSH, a.ssh.Serve),

@@ -15,11 +15,9 @@ import (
 )
 
 const (
-	// containerPoll is how often containers are listed while somebody watches them.
-	containerPoll = 10 * time.Second
 	// goodbyeTimeout is what a message on its way to a peer gets to arrive once the agent stops.
 	goodbyeTimeout = time.Second
-	// maxWatchers bounds the watches at one time; each lists the containers for itself.
+	// maxWatchers bounds the watches at one time; each gets the list for itself.
 	maxWatchers = 32
 	// goodbye is how long a watcher may take to answer that its watch is closed; a stop waits for it.
 	goodbye = time.Second
@@ -73,7 +71,9 @@ func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusServiceUnavailable, "Too many watch the containers already.", nil)
 		return
 	}
-	changed := a.containers.changes()
+	changed, stop := a.containers.watch()
+	defer stop()
+	ours := a.containers.changes()
 	list, ok := a.firstContainers(w, r)
 	if !ok {
 		return
@@ -94,8 +94,6 @@ func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
 	defer done()
 	a.work.Go(func() { probe(ctx, conn, cancel) })
 
-	tick := time.NewTicker(containerPoll)
-	defer tick.Stop()
 	var last []byte
 	for {
 		message, err := json.Marshal(list)
@@ -118,9 +116,9 @@ func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
 			}
 			return
 		case <-changed:
-		case <-tick.C:
+		case <-ours:
+			ours = a.containers.changes()
 		}
-		changed = a.containers.changes()
 		if next, err := a.containers.get(ctx); err == nil {
 			list = next
 		}

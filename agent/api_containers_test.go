@@ -35,6 +35,7 @@ type yard struct {
 
 	mu         sync.Mutex
 	containers []wire.Container
+	watcher    chan struct{}
 	logged     strings.Builder
 }
 
@@ -58,6 +59,12 @@ func newYard(t *testing.T) *yard {
 			y.mu.Lock()
 			defer y.mu.Unlock()
 			return wire.Containers{Containers: append([]wire.Container{}, y.containers...)}, nil
+		},
+		watch: func() (<-chan struct{}, func()) {
+			y.mu.Lock()
+			defer y.mu.Unlock()
+			y.watcher = make(chan struct{}, 1)
+			return y.watcher, func() {}
 		},
 		manifest: func() *agentpb.Manifest { return m },
 		expand:   workspace.Expand, home: workspace.Home, command: workspace.Command,
@@ -104,6 +111,9 @@ func (y *yard) has(list ...wire.Container) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	y.containers = list
+	if y.watcher != nil {
+		y.watcher <- struct{}{}
+	}
 }
 
 // install puts a devcontainer command into the workspace, which only the real one's contract binds.
@@ -305,12 +315,19 @@ func TestWatchContainers(t *testing.T) {
 	if states[0] == "stopped" || len(states) > 2 {
 		t.Errorf("states %q, want starting, which may be missed, and error", states)
 	}
+	y.has(wire.Container{ID: "c1", Name: "new"})
+	if list := next(); len(list.Containers) != 1 || list.Containers[0].Name != "new" {
+		t.Errorf("after an engine told of a container: %+v", list.Containers)
+	}
 }
+
+func unwatched() (<-chan struct{}, func()) { return nil, func() {} }
 
 // TestWatchEndsWithTheAgent: a stop says goodbye and waits for nobody.
 func TestWatchEndsWithTheAgent(t *testing.T) {
 	a := testAPI()
 	a.containers.list = func(context.Context) (wire.Containers, error) { return wire.Containers{}, nil }
+	a.containers.watch = unwatched
 	a.containers.manifest = func() *agentpb.Manifest { return nil }
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -339,6 +356,7 @@ func TestWatchEndsWithTheAgent(t *testing.T) {
 func TestWatcherThatDoesNotAnswer(t *testing.T) {
 	a := testAPI()
 	a.containers.list = func(context.Context) (wire.Containers, error) { return wire.Containers{}, nil }
+	a.containers.watch = unwatched
 	a.containers.manifest = func() *agentpb.Manifest { return nil }
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -51,7 +51,7 @@ func testAPI() *api {
 		ports: ports.New(ports.Config{}),
 		containers: &containerView{list: func(context.Context) (wire.Containers, error) {
 			return wire.Containers{}, errors.New("no engine")
-		}},
+		}, watch: unwatched},
 		terminals: &terminalHost{socket: "/no/such/socket", log: slog.New(slog.DiscardHandler)},
 		manifest:  testManifest,
 		self: func() *tailnetpb.Node {

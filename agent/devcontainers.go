@@ -56,6 +56,7 @@ type containerView struct {
 	// refusal says why nothing is shown; "" shows all.
 	refusal  string
 	list     func(context.Context) (wire.Containers, error)
+	watch    func() (changed <-chan struct{}, stop func())
 	manifest func() *agentpb.Manifest
 	expand   func(path, base string) string
 	home     func() string

@@ -19,6 +19,7 @@ import (
 
 	"github.com/berthd/berth/ptyhost"
 	"github.com/berthd/berth/shell"
+	"github.com/berthd/berth/sshd"
 	"github.com/berthd/berth/wire"
 )
 
@@ -37,6 +38,7 @@ const (
 type ptyServer struct {
 	terminals *terminalHost
 	command   func(line string, clientEnv []string) (shell.Spec, error)
+	container func(ctx context.Context, in sshd.Container, line string, clientEnv []string) (shell.Spec, error)
 	// connected reports a client that came; the function it returns reports that it left.
 	connected func(ip string) (left func(exit int, reason string))
 	// keeps reports whether terminals outlive this server, once it ends.
@@ -178,16 +180,13 @@ func (s *ptyServer) ending(ctx context.Context, att *ptyhost.Attachment, outErr 
 // open attaches to the terminal that is asked for, and starts it if there is none and the client did not ask for
 // one that exists.
 func (s *ptyServer) open(ctx context.Context, init wire.PTYInit) (*ptyhost.Attachment, error) {
-	if init.Container != "" {
-		return nil, errors.New("cannot open a terminal in a container: this agent opens terminals on the machine only")
-	}
 	id, err := s.find(ctx, init)
 	if err != nil {
 		return nil, err
 	}
 	req := ptyhost.AttachRequest{ID: id, Size: ptyhost.Size{Rows: init.Height, Cols: init.Width}, ReadOnly: init.ReadOnly}
 	if !init.Existing {
-		spec, err := s.command(init.Command, nil)
+		spec, err := s.specOf(ctx, init)
 		if err != nil {
 			return nil, err
 		}
@@ -231,6 +230,14 @@ func (s *ptyServer) find(ctx context.Context, init wire.PTYInit) (string, error)
 		return uuid.NewString(), nil
 	}
 	return id, nil
+}
+
+// specOf is how the program of a new terminal is started.
+func (s *ptyServer) specOf(ctx context.Context, init wire.PTYInit) (shell.Spec, error) {
+	if init.Container == "" {
+		return s.command(init.Command, nil)
+	}
+	return s.container(ctx, sshd.Container{Name: init.Container, User: init.ContainerUser}, init.Command, nil)
 }
 
 // typist is the side of an attachment that takes input.

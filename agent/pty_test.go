@@ -118,8 +118,10 @@ func servePTY(t *testing.T) *ptyTest {
 		return ptyhost.StartDetached(cmd, socket+".log")
 	}
 	p.host = &terminalHost{socket: filepath.Join(dir, "s"), start: start, idle: idleTimes{unnamed: time.Minute}, log: log}
+	off := &containerShells{refusal: "off"}
 	s := &ptyServer{
 		terminals: p.host,
+		container: off.spec,
 		command: func(line string, env []string) (shell.Spec, error) {
 			if line == "fail" {
 				return shell.Spec{}, errors.New("no manifest yet")
@@ -231,7 +233,7 @@ func TestTerminalThatCannotBeOpened(t *testing.T) {
 		why  string
 	}{
 		"no command yet": {wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Command: "fail"}, "no manifest yet\r\n", "no manifest yet"},
-		"in a container": {wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Container: "web"}, "in a container", "in a container"},
+		"in a container": {wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Container: "web"}, "containers are switched off here (--devcontainers=false)\r\n", "cannot run in container"},
 		"no id":          {wire.PTYInit{Height: 24, Width: 80}, "", "id"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -4,18 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"net"
 	"net/netip"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/client"
 
 	"github.com/berthd/berth/wire"
 )
@@ -28,31 +26,35 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// maxAnswer bounds what an engine may say. 5,000 containers with long labels take about 10 MB.
-const maxAnswer = 32 << 20
+// How engines are followed.
+const (
+	// linger is for how long engines are followed after somebody last asked: a later question is answered from memory too, and a machine where nobody
+	// asks keeps no engine busy (or awake, where its socket starts it).
+	linger = 10 * time.Minute
+	// rescan is how often engines are looked for meanwhile, by a dozen calls of stat.
+	rescan = 5 * time.Second
+)
 
-var errTooLong = fmt.Errorf("it answered with more than %d MiB", maxAnswer>>20)
+// ErrStopped is returned once [Lister.Run] has ended.
+var ErrStopped = errors.New("containers are not followed any more")
 
-// boundedConn is a connection that fails once too much has been read.
-type boundedConn struct {
-	net.Conn
-	left int
-}
-
-func (c *boundedConn) Read(p []byte) (int, error) {
-	if c.left <= 0 {
-		return 0, errTooLong
-	}
-	n, err := c.Conn.Read(p[:min(len(p), c.left)])
-	c.left -= n
-	return n, err
-}
-
-// Lister lists containers. It is safe for concurrent use.
+// Lister lists containers while it runs. It is safe for concurrent use.
 type Lister struct {
-	timeout time.Duration
-	log     *slog.Logger
-	find    func() ([]engine, []string)
+	timeout        time.Duration
+	linger, rescan time.Duration
+	log            *slog.Logger
+	find           func() ([]engine, []string)
+
+	wake    chan struct{} // has a value when somebody asks
+	running chan struct{} // closed once Run has begun
+
+	mu        sync.Mutex
+	life      context.Context // Run's
+	work      sync.WaitGroup  // followers
+	followers []*follower     // in the order in which engines are found
+	warnings  []string        // of the engines that cannot be followed
+	asked     time.Time       // when somebody last asked
+	watchers  map[chan struct{}]bool
 }
 
 // New returns a lister of the engines that this process's user and environment know of.
@@ -63,95 +65,233 @@ func New(cfg Config) *Lister {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Lister{timeout: cfg.Timeout, log: cfg.Log, find: machine().engines}
+	return &Lister{
+		timeout: cfg.Timeout, linger: linger, rescan: rescan, log: cfg.Log, find: machine().engines,
+		wake: make(chan struct{}, 1), running: make(chan struct{}), watchers: make(map[chan struct{}]bool),
+	}
 }
 
-// List returns the containers of every engine, stopped ones included. An engine that cannot be asked costs a warning and not the list; no engine at
-// all is an empty list that names none. The error is ctx's, if it ended first.
-func (l *Lister) List(ctx context.Context) (wire.Containers, error) {
+// Run follows the engines while anybody asks, until ctx is done. It is called once.
+func (l *Lister) Run(ctx context.Context) error {
+	l.mu.Lock()
+	l.life = ctx
+	l.mu.Unlock()
+	close(l.running)
+	defer l.work.Wait()
+	for {
+		select {
+		case <-l.wake:
+		case <-ctx.Done():
+			return nil
+		}
+		l.follow(ctx)
+	}
+}
+
+// follow keeps looking for engines until nobody asks any more.
+func (l *Lister) follow(ctx context.Context) {
+	tick := time.NewTicker(l.rescan)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.endAll()
+			return
+		}
+		l.mu.Lock()
+		if len(l.watchers) == 0 && time.Since(l.asked) > l.linger {
+			l.endAll()
+			l.mu.Unlock()
+			return
+		}
+		l.look()
+		l.mu.Unlock()
+	}
+}
+
+func (l *Lister) endAll() {
+	for _, f := range l.followers {
+		f.end()
+	}
+	l.followers, l.warnings = nil, nil
+}
+
+// look begins to follow engines that have come, and stops for those that are gone. l.mu is held.
+func (l *Lister) look() {
+	if l.life.Err() != nil {
+		return
+	}
 	engines, warnings := l.find()
-	answers := make([]struct {
-		containers []wire.Container
-		err        error
-	}, len(engines))
-	var all sync.WaitGroup
+	known := make(map[engine]*follower, len(l.followers))
+	for _, f := range l.followers {
+		known[f.engine] = f
+	}
+	now := make([]*follower, len(engines))
+	changed := !slices.Equal(warnings, l.warnings)
 	for i, e := range engines {
-		all.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, l.timeout)
-			defer cancel()
-			answers[i].containers, answers[i].err = e.list(ctx)
-		})
-	}
-	all.Wait()
-	if err := ctx.Err(); err != nil {
-		return wire.Containers{}, err
-	}
-	list := wire.Containers{Devcontainers: []wire.Devcontainer{}, Containers: []wire.Container{}, Warnings: warnings}
-	for i, a := range answers {
-		list.Engines = append(list.Engines, engines[i].name)
-		if a.err != nil {
-			l.log.Debug("a container engine could not be asked", "engine", engines[i].name, "host", engines[i].host, "err", a.err)
-			list.Warnings = append(list.Warnings, l.explain(engines[i], a.err))
+		if now[i] = known[e]; now[i] != nil {
+			delete(known, e)
 			continue
 		}
-		list.Containers = append(list.Containers, a.containers...)
+		ctx, end := context.WithCancel(l.life)
+		f := &follower{engine: e, timeout: l.timeout, log: l.log, changed: l.tell, first: make(chan struct{}), end: end}
+		f.spoken = sync.OnceFunc(func() { close(f.first) })
+		l.work.Go(func() { f.run(ctx) })
+		now[i] = f
+	}
+	for _, gone := range known {
+		gone.end()
+		changed = true
+	}
+	l.followers, l.warnings = now, warnings
+	if changed {
+		l.tellLocked()
+	}
+}
+
+// tell tells those who watch that the list has changed.
+func (l *Lister) tell() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tellLocked()
+}
+
+func (l *Lister) tellLocked() {
+	for w := range l.watchers {
+		select {
+		case w <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Watch returns a channel that gets a value when the list has changed, one for all changes since the last was taken. Until stop is called, engines are
+// followed.
+func (l *Lister) Watch() (changed <-chan struct{}, stop func()) {
+	w := make(chan struct{}, 1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.watchers[w] = true
+	l.ask()
+	return w, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.watchers, w)
+	}
+}
+
+// ask makes Run follow engines. l.mu is held.
+func (l *Lister) ask() {
+	l.asked = time.Now()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// List returns the containers of every engine, stopped ones included, as the engines last told of them. What it returns is shared and not to be changed. An
+// engine that cannot be asked costs a warning and not the list; no engine at all is an empty list that names none. An engine that was not followed yet is
+// waited for, at most as long as it may take to answer. The error is ctx's if it ended first, or [ErrStopped].
+func (l *Lister) List(ctx context.Context) (wire.Containers, error) {
+	list := wire.Containers{Devcontainers: []wire.Devcontainer{}, Containers: []wire.Container{}}
+	followers, warnings, err := l.now(ctx)
+	if err != nil {
+		return wire.Containers{}, err
+	}
+	list.Warnings = warnings
+	for _, f := range followers {
+		list.Engines = append(list.Engines, f.name)
+		containers, warning := f.state()
+		if warning != "" {
+			list.Warnings = append(list.Warnings, warning)
+		}
+		list.Containers = append(list.Containers, containers...)
 	}
 	list.Warnings = append(list.Warnings, clashes(list.Containers)...)
 	return list, nil
 }
 
-// list asks one engine.
-func (e engine) list(ctx context.Context) ([]wire.Container, error) {
-	network, address, _ := strings.Cut(e.host, "://")
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		conn, err := new(net.Dialer).DialContext(ctx, network, address)
-		if err != nil {
-			return nil, err
+// minPrefix is how much of an id must be given.
+const minPrefix = 4
+
+// Find returns the one container with this name, id or beginning of an id, and the host of its engine. A name that several engines know means the
+// container that runs; ENGINE/NAME, such as docker/web, means one for certain. Its errors are for people.
+func (l *Lister) Find(ctx context.Context, name string) (c wire.Container, host string, err error) {
+	followers, _, err := l.now(ctx)
+	if err != nil {
+		return wire.Container{}, "", fmt.Errorf("cannot find container %q: %w", name, err)
+	}
+	type candidate struct {
+		wire.Container
+		host string
+	}
+	var exact, begun []candidate
+	var warnings []string
+	for _, f := range followers {
+		containers, warning := f.state()
+		if warning != "" {
+			warnings = append(warnings, warning)
 		}
-		return &boundedConn{Conn: conn, left: maxAnswer}, nil
+		for _, c := range containers {
+			switch {
+			case c.Name == name, c.ID == name, c.Engine+"/"+c.Name == name:
+				exact = append(exact, candidate{c, f.host})
+			case len(name) >= minPrefix && strings.HasPrefix(c.ID, name):
+				begun = append(begun, candidate{c, f.host})
+			}
+		}
 	}
-	// The client's own words for a failed dial do not say why it failed; the kernel's do.
-	conn, err := dial(ctx, network, address)
-	if err != nil {
-		return nil, err
+	found := exact
+	if len(found) == 0 {
+		found = begun
 	}
-	conn.Close()
-	options := []client.Opt{client.WithHost(e.host), client.WithDialContext(dial)}
-	if e.tlsFromEnv {
-		options = append([]client.Opt{client.WithTLSClientConfigFromEnv()}, options...)
+	if running := slices.DeleteFunc(slices.Clone(found), func(c candidate) bool { return !c.Running }); len(running) > 0 {
+		found = running
 	}
-	api, err := client.New(options...)
-	if err != nil {
-		return nil, err
+	switch len(found) {
+	case 1:
+		return found[0].Container, found[0].host, nil
+	case 0:
+		if len(followers) == 0 {
+			return wire.Container{}, "", fmt.Errorf("cannot find container %q: there is no container engine here", name)
+		}
+		return wire.Container{}, "", errors.New(strings.Join(append([]string{fmt.Sprintf("cannot find container %q: no engine knows it", name)}, warnings...), "; "))
 	}
-	defer api.Close()
-	// Asked for by itself, so that an engine too old for us says so.
-	if _, err := api.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true}); err != nil {
-		return nil, err
+	var all []string
+	for _, c := range found {
+		all = append(all, fmt.Sprintf("%q", c.Engine+"/"+c.Name))
 	}
-	found, err := api.ContainerList(ctx, client.ContainerListOptions{All: true})
-	if err != nil {
-		return nil, err
-	}
-	list := make([]wire.Container, len(found.Items))
-	for i, c := range found.Items {
-		list[i] = convert(c, e.name)
-	}
-	return list, nil
+	return wire.Container{}, "", fmt.Errorf("cannot tell which container %q is: it may be %s", name, strings.Join(all, " or "))
 }
 
-// explain says what is wrong with an engine, and what to do about it.
-func (l *Lister) explain(e engine, err error) string {
-	where := e.name + " at " + e.host
-	switch {
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Sprintf("cannot list the containers of %s: this user may not use its socket (join the group that owns it)", where)
-	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Sprintf("cannot list the containers of %s: it did not answer within %v", where, l.timeout)
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
-		return fmt.Sprintf("cannot list the containers of %s: nothing listens there (is the engine running?)", where)
+// now returns the followers of all engines, once each has something to say.
+func (l *Lister) now(ctx context.Context) (followers []*follower, warnings []string, err error) {
+	select {
+	case <-l.running:
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
 	}
-	return fmt.Sprintf("cannot list the containers of %s: %v", where, err)
+	l.mu.Lock()
+	l.ask()
+	l.look()
+	followers, warnings = l.followers, slices.Clone(l.warnings)
+	life := l.life
+	l.mu.Unlock()
+	for _, f := range followers {
+		select {
+		case <-f.first:
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		case <-life.Done():
+		}
+	}
+	if life.Err() != nil {
+		return nil, nil, ErrStopped
+	}
+	return followers, warnings, nil
 }
 
 // convert puts an engine's words into the protocol's.
@@ -167,6 +307,12 @@ func convert(c container.Summary, engine string) wire.Container {
 		Status:    status(c),
 		Volumes:   make(map[string]string, len(c.Mounts)),
 		Engine:    engine,
+
+		ComposeProject: c.Labels["com.docker.compose.project"],
+		ComposeService: c.Labels["com.docker.compose.service"],
+	}
+	if out.Running { // Podman does not tell of others
+		out.NetworkMode = networkMode(c.HostConfig.NetworkMode)
 	}
 	if out.Labels == nil {
 		out.Labels = map[string]string{}
@@ -178,6 +324,7 @@ func convert(c container.Summary, engine string) wire.Container {
 		}
 		out.Ports = append(out.Ports, port)
 	}
+	slices.SortFunc(out.Ports, comparePorts)
 	for _, m := range c.Mounts {
 		source := m.Source
 		if source == "" { // Podman's volumes have a name only
@@ -212,18 +359,44 @@ func running(s container.ContainerState) bool {
 // exitCode finds the code in the words that an engine has for a container that ended, as in "Exited (137) 2 hours ago".
 var exitCode = regexp.MustCompile(`^Exited \((-?\d+)\)`)
 
+// networkMode is the mode's name: Docker calls its usual one by two.
+func networkMode(mode string) string {
+	if mode == "default" {
+		return "bridge"
+	}
+	return mode
+}
+
+// How a container ended, in the protocol's words; the first if its code is not known yet.
+const (
+	exited             = "exited"
+	exitedSuccessfully = "exited successfully"
+	exitedWithCode     = "exited with code "
+)
+
+// ended reports whether a container ran and does not any more. "stopped" is Podman's for one that has just done so.
+func ended(s container.ContainerState) bool { return s == container.StateExited || s == "stopped" }
+
 func status(c container.Summary) string {
-	if c.State != container.StateExited {
+	if !ended(c.State) {
 		return string(c.State)
 	}
-	switch m := exitCode.FindStringSubmatch(c.Status); {
-	case m == nil:
-		return "exited"
-	case m[1] == "0":
-		return "exited successfully"
-	default:
-		return "exited with code " + m[1]
+	if m := exitCode.FindStringSubmatch(c.Status); m != nil {
+		if code, err := strconv.Atoi(m[1]); err == nil {
+			return exitStatus(code, "")
+		}
 	}
+	return exited
+}
+
+func exitStatus(code int, why string) string {
+	switch {
+	case code == 0:
+		return exitedSuccessfully
+	case why == "":
+		return exitedWithCode + strconv.Itoa(code)
+	}
+	return exitedWithCode + strconv.Itoa(code) + ": " + why
 }
 
 // clashes warns of ports of this machine that several containers have: who is reached there is anybody's guess.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -30,8 +29,13 @@ const askVar = "BERTH_CONTAINERS_TEST_ASK"
 
 func TestMain(m *testing.M) {
 	if host := os.Getenv(askVar); host != "" {
-		got, err := lister(engine{name: "docker", host: host}).List(context.Background())
-		if err != nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		l := lister(engine{name: "docker", host: host})
+		ran := make(chan error, 1)
+		go func() { ran <- l.Run(ctx) }()
+		got, err := l.List(ctx)
+		cancel()
+		if err := errors.Join(err, <-ran); err != nil {
 			panic(err)
 		}
 		for _, w := range got.Warnings {
@@ -39,12 +43,53 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(withLab{m})
+}
+
+// withLab runs tests, and ends the engines after them.
+type withLab struct{ *testing.M }
+
+func (m withLab) Run() int {
+	code := m.M.Run()
+	if err := closeLab(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
 }
 
 // lister lists given engines instead of this machine's.
 func lister(engines ...engine) *Lister {
-	return &Lister{timeout: 20 * time.Second, log: slog.New(slog.DiscardHandler), find: func() ([]engine, []string) { return engines, nil }}
+	l := New(Config{Timeout: 20 * time.Second})
+	l.find = func() ([]engine, []string) { return engines, nil }
+	return l
+}
+
+// run runs l until the test ends.
+func run(t *testing.T, l *Lister) *Lister {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- l.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// eventually waits for what happens in other processes.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
 }
 
 func list(t *testing.T, l *Lister) wire.Containers {
@@ -95,7 +140,7 @@ func silentSocket(t *testing.T) string {
 }
 
 func TestNoEngine(t *testing.T) {
-	got, err := json.Marshal(list(t, lister()))
+	got, err := json.Marshal(list(t, run(t, lister())))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,13 +162,13 @@ func TestWarnings(t *testing.T) {
 		"stale":   {stale, "nothing listens there"},
 		"hangs":   {silentSocket(t), "did not answer within 100ms"},
 		"no api":  {web, "invalid character"},
-		"too old": {old, "1.20"},
+		"too old": {old, "the engine is too old (berthd speaks versions 1.40 to "},
 		"no host": {"unix", "missing address"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := lister(engine{name: "docker", host: tt.host})
 			l.timeout = 100 * time.Millisecond
-			got := list(t, l)
+			got := list(t, run(t, l))
 			if len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], tt.want) || !strings.Contains(got.Warnings[0], "docker at "+tt.host) {
 				t.Errorf("got %q, want one warning with %q", got.Warnings, tt.want)
 			}
@@ -161,7 +206,7 @@ func TestPermission(t *testing.T) {
 func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := lister(engine{name: "docker", host: silentSocket(t)}).List(ctx); err == nil {
+	if _, err := run(t, lister(engine{name: "docker", host: silentSocket(t)})).List(ctx); err == nil {
 		t.Error("a cancelled list succeeded")
 	}
 }
@@ -182,7 +227,7 @@ func TestEndlessAnswer(t *testing.T) {
 			}
 		}))
 	})
-	if got := list(t, lister(engine{name: "docker", host: endless})); len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "more than 32 MiB") {
+	if got := list(t, run(t, lister(engine{name: "docker", host: endless}))); len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "more than 32 MiB") {
 		t.Errorf("got %q", got.Warnings)
 	}
 }
@@ -197,7 +242,7 @@ func TestConvert(t *testing.T) {
 	want := wire.Container{
 		CreatedAt: time.Unix(1700000000, 0).UTC(), ID: "abc", Name: "web", Image: "img", Labels: map[string]string{}, Running: true, Status: "paused",
 		Ports: []wire.ContainerPort{
-			{Port: 80, Network: "tcp", HostIP: "0.0.0.0", HostPort: 8080}, {Port: 53, Network: "udp"}, {Port: 1, Network: "sctp"},
+			{Port: 1, Network: "sctp"}, {Port: 53, Network: "udp"}, {Port: 80, Network: "tcp", HostIP: "0.0.0.0", HostPort: 8080},
 		},
 		Volumes: map[string]string{"vol": "/v", "/s": "/d"}, Engine: "docker",
 	}

@@ -1,16 +1,8 @@
 package containers
 
 import (
-	"archive/tar"
-	"bytes"
-	"context"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
-	"syscall"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,195 +12,136 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
 
+	"github.com/berthd/berth/internal/enginelab"
 	"github.com/berthd/berth/wire"
 )
 
-// realEngine starts an engine of its own for the test, with nothing in it, and ends it with all its containers. dir is what command may use; its
-// socket is dir/sock.
-func realEngine(t *testing.T, command func(dir string) *exec.Cmd) (*client.Client, string) {
+// lab holds the engines that this package's tests share: starting one takes seconds.
+var lab struct {
+	sync.Mutex
+	engines map[string]*enginelab.Engine
+}
+
+// shared returns an engine that other tests use too. What it holds is removed after the test.
+func shared(t *testing.T, kind string) *enginelab.Engine {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("this test needs root, to start a container engine")
-	}
-	dir, err := os.MkdirTemp("", "eng") // socket names are short
-	if err != nil {
-		t.Fatal(err)
+	lab.Lock()
+	defer lab.Unlock()
+	e := lab.engines[kind]
+	if e == nil {
+		var err error
+		if e, err = enginelab.Start(kind); err != nil {
+			t.Fatal(err)
+		}
+		if lab.engines == nil {
+			lab.engines = make(map[string]*enginelab.Engine)
+		}
+		lab.engines[kind] = e
 	}
 	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
+		if err := e.RemoveAll(); err != nil {
 			t.Error(err)
 		}
 	})
-	var log bytes.Buffer
-	cmd := command(dir)
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("cannot start a container engine (docker.io and podman must be installed): %v", err)
-	}
-	exited := make(chan struct{})
-	go func() { cmd.Wait(); close(exited) }()
-	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-exited:
-		case <-time.After(20 * time.Second):
-			cmd.Process.Kill()
-			<-exited
-			t.Error("the engine did not end by itself")
-		}
-		if t.Failed() {
-			t.Logf("the engine's log:\n%s", &log)
-		}
-	})
-	host := "unix://" + filepath.Join(dir, "sock")
-	api, err := client.New(client.WithHost(host))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { api.Close() })
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for start := time.Now(); ; {
-		if _, err = api.Ping(t.Context(), client.PingOptions{NegotiateAPIVersion: true}); err == nil {
-			break
-		}
-		select {
-		case <-exited:
-			t.Fatalf("the engine ended at once:\n%s", &log)
-		case <-tick.C:
-		}
-		if time.Since(start) > 30*time.Second {
-			t.Fatalf("the engine does not answer: %v", err)
-		}
-	}
-	t.Cleanup(func() { removeAll(t, api) })
-	return api, host
+	return e
 }
 
-// removeAll ends every container, so that the engine can leave without waiting for them.
-func removeAll(t *testing.T, api *client.Client) {
-	list, err := api.ContainerList(context.Background(), client.ContainerListOptions{All: true})
-	if err != nil {
-		t.Error(err)
-	}
-	for _, c := range list.Items {
-		if _, err := api.ContainerRemove(context.Background(), c.ID, client.ContainerRemoveOptions{Force: true}); err != nil {
-			t.Error(err)
+// closeLab ends the engines.
+func closeLab() error {
+	lab.Lock()
+	defer lab.Unlock()
+	for kind, e := range lab.engines {
+		if err := e.Stop(); err != nil {
+			return fmt.Errorf("%s: %w", kind, err)
 		}
+	}
+	return nil
+}
+
+// onEach runs a test on both kinds of engine.
+func onEach(t *testing.T, test func(t *testing.T, e *enginelab.Engine)) {
+	for _, kind := range enginelab.Kinds {
+		t.Run(kind, func(t *testing.T) { test(t, shared(t, kind)) })
 	}
 }
 
-func docker(dir string) *exec.Cmd {
-	return exec.Command("dockerd", "--host", "unix://"+filepath.Join(dir, "sock"), "--data-root", filepath.Join(dir, "data"),
-		"--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
-		"--bridge", "none", "--iptables=false", "--ip6tables=false", "--storage-driver", "vfs")
-}
+// of is the engine as the package finds it.
+func of(e *enginelab.Engine) engine { return engine{name: e.Kind, host: e.Host} }
 
-func podman(dir string) *exec.Cmd {
-	return exec.Command("podman", "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs",
-		"--cgroup-manager", "cgroupfs", "--events-backend", "none", "system", "service", "--time", "0", "unix://"+filepath.Join(dir, "sock"))
-}
-
-// busybox imports an image of one program; no registry is asked.
-func busybox(t *testing.T, api *client.Client) {
+// create makes a container.
+func create(t *testing.T, e *enginelab.Engine, spec client.ContainerCreateOptions) string {
 	t.Helper()
-	program, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		t.Fatalf("cannot make an image (busybox-static must be installed): %v", err)
-	}
-	var image bytes.Buffer
-	w := tar.NewWriter(&image)
-	if err := w.WriteHeader(&tar.Header{Name: "busybox", Mode: 0o755, Size: int64(len(program))}); err != nil {
-		t.Fatal(err)
-	}
-	w.Write(program)
-	w.Close()
-	out, err := api.ImageImport(t.Context(), client.ImageImportSource{Source: &image, SourceName: "-"}, "localhost/busybox:test", client.ImageImportOptions{})
+	id, err := e.Create(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer out.Close()
-	if text, err := io.ReadAll(out); err != nil || strings.Contains(string(text), `"error"`) {
-		t.Fatalf("cannot import an image: %v: %s", err, text)
-	}
+	return id
 }
 
-func TestRealEngine(t *testing.T) {
-	for name, command := range map[string]func(string) *exec.Cmd{"docker": docker, "podman": podman} {
-		t.Run(name, func(t *testing.T) { testEngine(t, name, command) })
+// up makes a container and starts it.
+func up(t *testing.T, e *enginelab.Engine, spec client.ContainerCreateOptions) string {
+	t.Helper()
+	id, err := e.Run(spec)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return id
 }
 
-func testEngine(t *testing.T, name string, command func(dir string) *exec.Cmd) {
-	api, host := realEngine(t, command)
-	l := lister(engine{name: name, host: host})
+func TestRealEngine(t *testing.T) { onEach(t, testEngine) }
+
+func testEngine(t *testing.T, e *enginelab.Engine) {
+	l := run(t, lister(of(e)))
 	if got := list(t, l); len(got.Containers) != 0 || len(got.Warnings) != 0 {
 		t.Fatalf("an empty engine: %+v", got)
 	}
-	busybox(t, api)
 	volume := t.TempDir()
 	hostile := map[string]string{"a b\n": "x=\x1b[31mred\n<b>", "devcontainer.local_folder": "/w"}
-	create := func(name string, args ...string) string {
-		t.Helper()
-		made, err := api.ContainerCreate(t.Context(), client.ContainerCreateOptions{
-			Name:   name,
-			Config: &container.Config{Image: "localhost/busybox:test", Cmd: append([]string{"/busybox"}, args...), Labels: hostile},
-			HostConfig: &container.HostConfig{
-				NetworkMode: "none",
-				// The engine's own defaults are more than a machine may allow.
-				Resources: container.Resources{Ulimits: []*container.Ulimit{{Name: "nofile", Soft: 1024, Hard: 1024}, {Name: "nproc", Soft: 1024, Hard: 1024}}},
-				Mounts:    []mount.Mount{{Type: mount.TypeBind, Source: volume, Target: "/data"}},
-			},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return made.ID
-	}
-	start := func(id string) {
-		t.Helper()
-		if _, err := api.ContainerStart(t.Context(), id, client.ContainerStartOptions{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	end := func(id string) {
-		t.Helper()
-		wait := api.ContainerWait(t.Context(), id, client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
-		select {
-		case <-wait.Result:
-		case err := <-wait.Error:
-			t.Fatal(err)
-		}
+	spec := func(name string, argv ...string) client.ContainerCreateOptions {
+		s := enginelab.Spec(name, argv...)
+		s.Config.Labels = hostile
+		s.HostConfig.Mounts = []mount.Mount{{Type: mount.TypeBind, Source: volume, Target: "/data"}}
+		return s
 	}
 	ids := map[string]string{
-		"up":    create("up", "sleep", "1000"),
-		"good":  create("good", "true"),
-		"bad":   create("bad", "sh", "-c", "exit 3"),
-		"never": create("never", "true"),
+		"up":    up(t, e, spec("up", "sleep", "1000")),
+		"good":  up(t, e, spec("good", "true")),
+		"bad":   up(t, e, spec("bad", "sh", "-c", "exit 3")),
+		"never": create(t, e, spec("never", "true")),
 	}
-	for _, n := range []string{"up", "good", "bad"} {
-		start(ids[n])
-	}
-	end(ids["good"])
-	end(ids["bad"])
-
 	want := func(n string, running bool, status string) wire.Container {
+		mode := ""
+		if running {
+			mode = "none"
+		}
 		return wire.Container{
-			ID: ids[n], Name: n, Image: "localhost/busybox:test", Labels: hostile, Running: running, Status: status,
-			Ports: []wire.ContainerPort{}, Volumes: map[string]string{volume: "/data"}, Engine: name,
+			ID: ids[n], Name: n, Image: enginelab.Image, Labels: hostile, Running: running, Status: status,
+			Ports: []wire.ContainerPort{}, Volumes: map[string]string{volume: "/data"}, Engine: e.Kind, NetworkMode: mode,
 		}
 	}
-	got := list(t, l)
+	var got wire.Containers
+	eventually(t, "all is told of", func() bool {
+		got = list(t, l)
+		stopped := 0
+		for _, c := range got.Containers {
+			if !c.Running {
+				stopped++
+			}
+		}
+		return len(got.Containers) == 4 && stopped == 3
+	})
 	for _, c := range got.Containers {
 		if age := time.Since(c.CreatedAt); age < -time.Minute || age > time.Minute {
 			t.Errorf("%s was created %v ago", c.Name, age)
+		}
+		if (c.PID > 0) != c.Running {
+			t.Errorf("%s (%s) has the process id %d", c.Name, c.Status, c.PID)
 		}
 	}
 	if diff := cmp.Diff([]wire.Container{
 		want("bad", false, "exited with code 3"), want("good", false, "exited successfully"),
 		want("never", false, "created"), want("up", true, "running"),
-	}, got.Containers, cmpopts.SortSlices(func(a, b wire.Container) bool { return a.Name < b.Name }),
-		cmpopts.IgnoreFields(wire.Container{}, "CreatedAt")); diff != "" {
+	}, got.Containers, cmpopts.IgnoreFields(wire.Container{}, "CreatedAt", "PID")); diff != "" {
 		t.Error(diff)
 	}
 	if len(got.Warnings) != 0 {
@@ -218,17 +151,12 @@ func testEngine(t *testing.T, name string, command func(dir string) *exec.Cmd) {
 
 // An engine that hangs costs a warning and not the list.
 func TestHungEngine(t *testing.T) {
-	api, good := realEngine(t, podman)
-	busybox(t, api)
-	if _, err := api.ContainerCreate(t.Context(), client.ContainerCreateOptions{
-		Name: "here", Config: &container.Config{Image: "localhost/busybox:test", Cmd: []string{"/busybox"}},
-	}); err != nil {
-		t.Fatal(err)
-	}
+	e := shared(t, enginelab.Podman)
+	create(t, e, client.ContainerCreateOptions{Name: "here", Config: &container.Config{Image: enginelab.Image, Cmd: []string{"/busybox"}}})
 	hung := silentSocket(t)
-	l := lister(engine{name: "hung", host: hung}, engine{name: "well", host: good})
+	l := lister(engine{name: "hung", host: hung}, of(e))
 	l.timeout = 2 * time.Second
-	got := list(t, l)
+	got := list(t, run(t, l))
 	want := []string{fmt.Sprintf("cannot list the containers of hung at %s: it did not answer within 2s", hung)}
 	if diff := cmp.Diff(want, got.Warnings); diff != "" {
 		t.Error(diff)

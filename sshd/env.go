@@ -18,7 +18,7 @@ type clientEnv struct {
 	vars      []string // NAME=value
 	bytes     int
 	kind      SessionType
-	container string
+	container Container
 }
 
 // set takes one variable, or reports false if policy refuses it. Variables that steer the dynamic linker are always refused: they would run code in
@@ -35,9 +35,10 @@ func (e *clientEnv) set(name, value string) bool {
 		e.kind = sessionType(value)
 		return true
 	case "CODER_CONTAINER":
-		e.container = value
+		e.container.Name = value
 		return true
 	case "CODER_CONTAINER_USER":
+		e.container.User = value
 		return true
 	}
 	if len(e.vars) == maxEnvVars || e.bytes+len(name)+len(value) > maxEnvBytes {

@@ -3,6 +3,7 @@ package sshd
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -58,6 +59,39 @@ func TestExec(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			if diff := cmp.Diff(tt.want, f.ssh(t, tt.stdin, tt.args...)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestContainer(t *testing.T) {
+	f := serve(t, func(c *Config) {
+		command := c.Command
+		c.Terminals = terminals(t)
+		c.ContainerCommand = func(_ context.Context, in Container, line string, clientEnv []string) (shell.Spec, error) {
+			if in.Name != "web" {
+				return shell.Spec{}, fmt.Errorf("cannot find container %q", in.Name)
+			}
+			return command(fmt.Sprintf("echo '%s %s' '%s' ${CODER_CONTAINER-clean}$CODER_CONTAINER_USER $LANG", in.Name, in.User, line), clientEnv)
+		}
+	})
+	env := func(in, user string) []string {
+		return []string{"-o", "SetEnv=CODER_CONTAINER=" + in + " CODER_CONTAINER_USER=" + user + " LANG=C.UTF-8"}
+	}
+	for name, tt := range map[string]struct {
+		args []string
+		want result
+	}{
+		"command":  {append(env("web", "dev"), "ws", "make all"), result{Stdout: "web dev make all clean C.UTF-8\n"}},
+		"shell":    {append(env("web", ""), "ws"), result{Stdout: "web   clean C.UTF-8\n"}},
+		"terminal": {append(env("web", "dev"), "-tt", "ws", "top"), result{Stdout: "web dev top clean C.UTF-8\r\n"}},
+		"unknown":  {append(env("db", ""), "ws", "true"), result{Stderr: "berth: cannot find container \"db\"\n", Code: 229}},
+		"sftp":     {append(env("web", ""), "-s", "ws", "sftp"), result{Stderr: "berth: cannot serve SFTP in container \"web\": copy its files by a command there, such as tar\n", Code: 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := f.ssh(t, "", tt.args...)
+			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Error(diff)
 			}
 		})

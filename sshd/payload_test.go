@@ -91,7 +91,7 @@ func TestClientEnv(t *testing.T) {
 	if diff := cmp.Diff([]string{"LANG=C.UTF-8", "EMPTY="}, e.vars); diff != "" {
 		t.Error(diff)
 	}
-	if e.kind != SessionVSCode || e.container != "c" {
+	if e.kind != SessionVSCode || e.container != (Container{Name: "c", User: "u"}) {
 		t.Errorf("type %s, container %q", e.kind, e.container)
 	}
 	for range maxEnvVars + 1 {

@@ -34,6 +34,9 @@ type Config struct {
 	// filtered, as NAME=value. An error (such as a manifest that has not come yet) is shown to the user.
 	Command func(line string, clientEnv []string) (shell.Spec, error)
 
+	// ContainerCommand is Command for a session that asks to be in a container. Optional; without it such sessions are refused.
+	ContainerCommand func(ctx context.Context, in Container, line string, clientEnv []string) (shell.Spec, error)
+
 	// Banner writes what a person sees before the login shell of a terminal starts, with CR LF at line ends. Optional.
 	Banner func(w io.Writer)
 
@@ -53,6 +56,12 @@ type Config struct {
 
 	// Log is where the server writes; nil discards.
 	Log *slog.Logger
+}
+
+// Container is where a session asks to be (agent-services.md §2.2 of the protocol).
+type Container struct {
+	Name string // or its id; empty means the machine itself
+	User string // empty leaves it to the container
 }
 
 // Block lists what is refused.

@@ -203,10 +203,16 @@ func (s *session) command(line string) (int, error) {
 
 // spec is how line is started, in this session's environment.
 func (s *session) spec(line string) (shell.Spec, error) {
-	if s.env.container != "" {
-		return shell.Spec{}, fmt.Errorf("cannot run in container %q: this agent runs commands on its own machine only", s.env.container)
+	command := s.conn.srv.cfg.Command
+	if in := s.env.container; in.Name != "" {
+		if s.conn.srv.cfg.ContainerCommand == nil {
+			return shell.Spec{}, fmt.Errorf("cannot run in container %q: this agent runs commands on its own machine only", in.Name)
+		}
+		command = func(line string, clientEnv []string) (shell.Spec, error) {
+			return s.conn.srv.cfg.ContainerCommand(s.ctx, in, line, clientEnv)
+		}
 	}
-	spec, err := s.conn.srv.cfg.Command(line, s.env.vars)
+	spec, err := command(line, s.env.vars)
 	if err != nil {
 		return shell.Spec{}, err
 	}

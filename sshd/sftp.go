@@ -19,11 +19,11 @@ func (s *session) sftp() (int, error) {
 	if s.conn.srv.cfg.Block.FileTransfer {
 		return exitBlocked, nil
 	}
+	if in := s.env.container; in.Name != "" {
+		return 1, fmt.Errorf("cannot serve SFTP in container %q: copy its files by a command there, such as tar", in.Name)
+	}
 	spec, err := s.spec("")
-	switch {
-	case err != nil && s.env.container != "":
-		return 1, err
-	case err != nil:
+	if err != nil {
 		return exitInternal, err
 	}
 	stream := &sftpStream{Channel: s.ch}

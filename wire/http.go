@@ -161,7 +161,7 @@ type Containers struct {
 	Engines []string `json:"engines,omitempty"`
 }
 
-// Container is one container beside an agent. Engine is berth's addition.
+// Container is one container beside an agent. What follows Volumes is berth's addition.
 type Container struct {
 	CreatedAt time.Time         `json:"created_at"`
 	ID        string            `json:"id"`
@@ -170,12 +170,22 @@ type Container struct {
 	Labels    map[string]string `json:"labels"`
 	Running   bool              `json:"running"`
 	Ports     []ContainerPort   `json:"ports"`
-	// Status is "running", "exited successfully" or "exited with code N".
+	// Status is "running", "exited successfully", "exited with code N" or "exited with code N: why", or an engine's word for a
+	// state in between, such as "created" or "paused".
 	Status string `json:"status"`
 	// Volumes maps a source on the host to its place in the container.
 	Volumes map[string]string `json:"volumes"`
 	// Engine names the engine it runs on, such as "docker" or "podman (root)".
 	Engine string `json:"engine,omitempty"`
+	// Health is "starting", "healthy" or "unhealthy"; empty without a health check.
+	Health string `json:"health,omitempty"`
+	// ComposeProject and ComposeService say which part of which Compose project it is.
+	ComposeProject string `json:"compose_project,omitempty"`
+	ComposeService string `json:"compose_service,omitempty"`
+	// NetworkMode is "host", "none", "bridge", "container:ID" or the name of a network; empty if it does not run.
+	NetworkMode string `json:"network_mode,omitempty"`
+	// PID is the process id of its first process, as the engine's machine counts; 0 if it does not run or that is another machine.
+	PID int `json:"pid,omitempty"`
 }
 
 // ContainerPort is a port of a container; the host fields are set when it is published.

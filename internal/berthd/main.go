@@ -95,6 +95,8 @@ func Main(ctx context.Context, args, env []string, stdin io.Reader, stdout, stde
 		err = p.run(ctx, args, verb == "agent")
 	case verb == "ptyhost":
 		err = p.ptyhost(ctx)
+	case verb == "container-exec":
+		err = p.containerExec(ctx)
 	case verb == "git-ssh" || verb == "gitssh":
 		err = p.gitSSH(ctx)
 	case verb == "git-askpass":

@@ -195,6 +195,8 @@ func exitCode(err error) int {
 	switch {
 	case errors.As(err, &ran):
 		return int(ran)
+	case errors.As(err, new(notRun)):
+		return int(exitNotRun)
 	case errors.As(err, &usage):
 		return ExitUsage
 	case errors.Is(err, agent.ErrStateBusy):
