@@ -117,3 +117,36 @@ func FuzzVersion(f *testing.F) {
 		}
 	})
 }
+
+// FuzzPTYOutput cuts streams into pieces: all of one is shown but its ending, and that is found however it was cut.
+func FuzzPTYOutput(f *testing.F) {
+	f.Add([]byte("last words"), "closed", true, uint8(3))
+	f.Add([]byte("a\x1b_berth-ending;{}\x1b\\b\x1b_berth"), "", true, uint8(1))
+	f.Add([]byte("\x1b_berth-ending;"), "", false, uint8(5))
+	f.Add(bytes.Repeat([]byte("\x1b_berth-ending;"), 100), "", true, uint8(255))
+	f.Fuzz(func(t *testing.T, text []byte, reason string, ends bool, size uint8) {
+		stream := bytes.Clone(text)
+		if ends {
+			stream = AppendPTYEnding(stream, PTYEnding{Code: 1, Reason: reason})
+		}
+		_, want, wantOK := CutPTYEnding(stream[max(0, len(stream)-MaxPTYEnding):])
+		var o PTYOutput
+		var shown []byte
+		for rest := stream; len(rest) > 0; {
+			n := min(len(rest), int(size)+1)
+			shown = append(shown, o.Next(rest[:n])...)
+			rest = rest[n:]
+			if len(o.held) > MaxPTYEnding {
+				t.Fatalf("%d bytes are held back", len(o.held))
+			}
+		}
+		rest, got, ok := o.End()
+		shown = append(shown, rest...)
+		if got != want || ok != wantOK || ends && !ok {
+			t.Errorf("found %+v, %v; want %+v, %v", got, ok, want, wantOK)
+		}
+		if ends && !bytes.Equal(shown, text) || !ends && !ok && !bytes.Equal(shown, stream) {
+			t.Errorf("%q was shown of %q", shown, stream)
+		}
+	})
+}

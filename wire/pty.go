@@ -80,6 +80,36 @@ func CutPTYEnding(tail []byte) (rest []byte, e PTYEnding, ok bool) {
 	return tail[:i], e, true
 }
 
+// PTYOutput is the output of a stream whose ending was asked for, as it comes in pieces. The zero value is ready.
+type PTYOutput struct {
+	held []byte // what may be the ending, MaxPTYEnding bytes at most
+}
+
+// Next returns what of the output up to p can be shown. It is valid until p is used again.
+func (o *PTYOutput) Next(p []byte) []byte {
+	data := p
+	if len(o.held) > 0 {
+		data = append(o.held, p...)
+	}
+	from := max(0, len(data)-MaxPTYEnding)
+	for {
+		i := bytes.IndexByte(data[from:], ptyEndingStart[0])
+		if i < 0 {
+			o.held = nil
+			return data
+		}
+		from += i
+		if rest := data[from:]; bytes.HasPrefix(rest, []byte(ptyEndingStart)) || strings.HasPrefix(ptyEndingStart, string(rest[:min(len(rest), len(ptyEndingStart))])) {
+			o.held = bytes.Clone(rest)
+			return data[:from]
+		}
+		from++
+	}
+}
+
+// End returns what is left to show at the end of the stream, and the ending if there is one.
+func (o *PTYOutput) End() (rest []byte, e PTYEnding, ok bool) { return CutPTYEnding(o.held) }
+
 // WritePTYInit writes the frame in one Write: a stock agent reads it with a single read.
 func WritePTYInit(w io.Writer, p PTYInit) error {
 	body, err := json.Marshal(p)

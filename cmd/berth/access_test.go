@@ -167,13 +167,6 @@ func TestCompletions(t *testing.T) {
 	}
 }
 
-func TestSessionID(t *testing.T) {
-	a, b, c := sessionID("demo", "main"), sessionID("demo", "build"), sessionID("box", "main")
-	if a == b || a == c || a != sessionID("demo", "main") || a.Version() != 5 {
-		t.Errorf("got %v, %v and %v", a, b, c)
-	}
-}
-
 func TestExitStatus(t *testing.T) {
 	for in, want := range map[int]int{0: 0, 7: 7, 255: 255, 256: 1, 257: 1} {
 		if got := exitStatus(in); got != want {

@@ -138,7 +138,7 @@ func (w *walk) pty(ctx context.Context) (string, error) {
 	if w.mesh == nil {
 		return "", errNoMesh
 	}
-	id := sessionID(localAgent, nonce())
+	id := sessionInit(localAgent, nonce(), "").ID
 	for i, typed := range []string{"echo berth-$((6*7))\r", ""} {
 		conn, err := w.mesh.dial(ctx, wire.PortPTY)
 		if err != nil {

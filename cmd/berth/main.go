@@ -8,7 +8,8 @@
 // turns a server and an agent into connections.
 //
 // Exit codes: 0 done; 1 failed; 2 wrong usage; 130 interrupted. `berth ssh` exits as the remote
-// command did, or with 255 if it could not be reached.
+// command did, or with 255 if it could not be reached; `berth shell` as the program in the terminal did,
+// or with 0 if that was left running.
 package main
 
 import (
@@ -66,7 +67,11 @@ func run(args []string, in, out, errOut *os.File) int {
 	p.completes = len(args) > 0 && (args[0] == cobra.ShellCompRequestCmd || args[0] == cobra.ShellCompNoDescRequestCmd)
 	root := p.command()
 	root.SetArgs(args)
-	err := root.ExecuteContext(context.Background())
+	return finish(root.ExecuteContext(context.Background()), errOut)
+}
+
+// finish prints an error and turns it into an exit code.
+func finish(err error, errOut *os.File) int {
 	if err == nil {
 		return 0
 	}

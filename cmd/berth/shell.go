@@ -9,7 +9,9 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -25,11 +27,15 @@ const (
 	defaultSession = "main"
 
 	// probeInterval is how often an attached terminal looks whether its agent is there. After
-	// probesLost misses the person is told and the terminal attached anew.
-	probeInterval = 5 * time.Second
+	// probesLost pings in a row without an answer, each of probeTimeout, the person is told and the
+	// terminal attached anew: 8 s after a network is gone, and not for a packet or two.
+	probeInterval = 2 * time.Second
+	probeTimeout  = 2 * time.Second
 	probesLost    = 3
 	// attachTimeout is how long one attempt to attach again may take before the next.
 	attachTimeout = 15 * time.Second
+	// askTimeout is how long an agent may take to say whether it lists terminals, once a stream ended.
+	askTimeout = 5 * time.Second
 )
 
 func (p *program) shellCommand() *cobra.Command {
@@ -38,42 +44,61 @@ func (p *program) shellCommand() *cobra.Command {
 		Short: "Open a terminal that can be left and taken up again",
 		Long: `Open a terminal on an agent that lives on when it is left: with ~. after Enter, with a
 closed window, or because the network went away. The same command takes it up again, from
-anywhere, with the screen as it was. SESSION names one of several; the default is "main".`,
+anywhere, with the screen as it was. SESSION names one of several; the default is "main".
+
+A lost connection comes back by itself. The exit code is that of the program in the terminal.`,
 		Example: `  berth shell demo
-  berth shell demo build     # a second one
-  ~.                         # after Enter: leave it running`,
+  berth shell demo build             # a second one
+  ~.                                 # after Enter: leave it running
+  berth shell demo --list            # what is running
+  berth shell demo build --read-only # watch, without typing
+  berth shell demo build --rename test
+  berth shell demo test --close      # end it and its program`,
 		Args:              wantArgs(1, 2),
-		ValidArgsFunction: p.agentNames,
+		ValidArgsFunction: p.sessionNames,
 	}
-	command := cmd.Flags().StringP("command", "c", "", "run this instead of a login shell, if the session is new")
+	flags := cmd.Flags()
+	command := flags.StringP("command", "c", "", "run this instead of a login shell, if the session is new")
+	readOnly := flags.BoolP("read-only", "r", false, "watch an existing session: what is typed and this window's size change nothing")
+	container := flags.String("container", "", "open the terminal in this container of the workspace")
+	user := flags.String("user", "", "as this user of the container")
+	list := flags.BoolP("list", "l", false, "list the sessions")
+	rename := flags.String("rename", "", "give SESSION another name")
+	closing := flags.Bool("close", false, "end SESSION and its program")
+	output := outputFlag(cmd)
 	wait := waitFlag(cmd)
+	cmd.MarkFlagsMutuallyExclusive("list", "rename", "close")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !term.IsTerminal(int(p.in.Fd())) || !term.IsTerminal(int(p.out.Fd())) {
-			return errors.New("cannot open a terminal: standard input and output must be one; for a pipe use \"berth ssh\"")
-		}
-		session := defaultSession
+		name, session := args[0], ""
 		if len(args) == 2 {
 			session = args[1]
 		}
-		m, err := p.reach(cmd.Context(), args[0], *wait)
+		switch renames := flags.Changed("rename"); {
+		case *user != "" && *container == "":
+			return usageError(cmd, errors.New("cannot use --user alone: it is a user of the --container"))
+		case *list && session != "":
+			return usageError(cmd, errors.New("cannot list one session: --list shows all"))
+		case *list:
+			return p.listTerminals(cmd.Context(), name, *wait, *output)
+		case (renames || *closing) && session == "":
+			return usageError(cmd, errors.New("cannot tell which session: name it after NAME; --list shows them"))
+		case renames:
+			return p.renameTerminal(cmd.Context(), name, session, *rename, *wait)
+		case *closing:
+			return p.closeTerminal(cmd.Context(), name, session, *wait)
+		case !term.IsTerminal(int(p.in.Fd())) || !term.IsTerminal(int(p.out.Fd())):
+			return errors.New("cannot open a terminal: standard input and output must be one; for a pipe use \"berth ssh\"")
+		}
+		m, err := p.reach(cmd.Context(), name, *wait)
 		if err != nil {
 			return err
 		}
 		defer m.Close()
-		s := &shell{mesh: m, in: p.in, out: p.out, command: *command, id: sessionID(m.agent.Name, session)}
-		err = s.run(cmd.Context())
-		switch {
-		case errors.Is(err, errLeave):
-			fmt.Fprintf(p.errOut, "left %s running; take it up again with: berth shell %s", clean(session), shellQuote(clean(m.agent.Name)))
-			if session != defaultSession {
-				fmt.Fprintf(p.errOut, " %s", shellQuote(clean(session)))
-			}
-			fmt.Fprintln(p.errOut)
-			return nil
-		case errors.As(err, new(signalled)):
-			return &exitError{exitInterrupted, nil}
-		}
-		return err
+		init := sessionInit(m.agent.Name, session, *container)
+		init.Command, init.ContainerUser, init.ReadOnly = *command, *user, *readOnly
+		init.Existing = init.Existing || *readOnly
+		s := &shell{mesh: m, in: p.in, out: p.out, init: init}
+		return p.showEnd(s, session, s.run(cmd.Context()))
 	}
 	return cmd
 }
@@ -81,19 +106,80 @@ anywhere, with the screen as it was. SESSION names one of several; the default i
 // sessionSpace is the name space of sessions, drawn once.
 var sessionSpace = uuid.MustParse("6d1c1d2c-5f0e-4a53-9a0c-1f1f3f1d7c52")
 
-// sessionID derives the id of a session, so that its name finds it from anywhere. It goes by the name
-// of the agent: a workspace that is built anew is another agent of that name, and its terminals live on.
-func sessionID(agent, session string) uuid.UUID {
-	return uuid.NewSHA1(sessionSpace, []byte(agent+"/"+session))
+// sessionInit says which terminal a session's name means. The name finds it at an agent that knows names, else the
+// id derived from it does, from anywhere. It goes by the name of the agent: a workspace that is built anew is
+// another agent of that name, and its terminals live on. An id as --list shows it means what has it.
+func sessionInit(agent, session, container string) wire.PTYInit {
+	if id, err := uuid.Parse(session); err == nil {
+		return wire.PTYInit{ID: id, Container: container, Existing: true, Ending: true}
+	}
+	if session == "" {
+		session = defaultSession
+	}
+	if container != "" {
+		session = container + "/" + session
+	}
+	return wire.PTYInit{ID: uuid.NewSHA1(sessionSpace, []byte(agent+"/"+session)), Name: session, Container: container, Ending: true}
+}
+
+// showEnd says how a view of a session ended where the screen does not, and turns it into an exit code.
+func (p *program) showEnd(s *shell, session string, err error) error {
+	var end signalled
+	var ending *endedError
+	switch {
+	case errors.Is(err, errLeave):
+		again := "berth shell " + shellQuote(clean(s.mesh.agent.Name))
+		if session != "" && session != defaultSession {
+			again += " " + shellQuote(clean(session))
+		}
+		if s.init.Container != "" {
+			again += " --container " + shellQuote(clean(s.init.Container))
+		}
+		fmt.Fprintf(p.errOut, "left it running; take it up again with: %s\n", again)
+		return nil
+	case errors.As(err, &end):
+		return &exitError{128 + int(end.signal), nil}
+	case errors.As(err, &ending):
+		if text := ending.text(); text != "" {
+			err = errors.New(text)
+		} else {
+			err = nil
+		}
+		if ending.Code == 0 && err == nil {
+			return nil
+		}
+		return &exitError{exitStatus(ending.Code), err}
+	}
+	return err
+}
+
+// endedError is the end of a session's program, or why there is none.
+type endedError struct{ wire.PTYEnding }
+
+func (e *endedError) Error() string { return fmt.Sprintf("the session ended with code %d", e.Code) }
+
+// text says what the exit code does not.
+func (e *endedError) text() string {
+	switch {
+	case e.Reason != "":
+		return "the session ended: " + e.Reason
+	case e.Signal != "":
+		return "the program was ended by SIG" + e.Signal
+	}
+	return ""
 }
 
 // shell is one person's view of a terminal session.
 type shell struct {
 	mesh    *mesh
 	in, out *os.File
-	command string
-	id      uuid.UUID
-	screen  altScreen // of our terminal
+	init    wire.PTYInit
+	traces  traces // of the session's programs on our terminal
+
+	heard  atomic.Bool // output came since the last probe
+	names  atomic.Bool // the agent said that it knows names, and so endings
+	stock  atomic.Bool // the agent said that it does not
+	asking atomic.Bool
 
 	mu    sync.Mutex // also held while writing to conn
 	conn  net.Conn   // the present attachment, nil while there is none
@@ -101,15 +187,20 @@ type shell struct {
 	begun bool       // there was one
 }
 
-// run shows the session until it ends (nil), is left (errLeave) or this process is told to end.
+// run shows the session until it ends (nil or *endedError), is left (errLeave) or this process is told to end (signalled).
 func (s *shell) run(ctx context.Context) error {
+	modes := modesOf(s.in)
 	local, err := openTerminal(s.in, s.out)
 	if err != nil {
 		return err
 	}
+	guard := startGuard(s.out, modes)
+	s.traces.switched = guard.switched
+	io.WriteString(s.out, saveTitle)
 	defer func() {
-		io.WriteString(s.out, s.screen.leave()+undoModes+"\r\n")
+		io.WriteString(s.out, s.traces.undo())
 		local.Close()
+		guard.dismiss()
 	}()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -123,8 +214,8 @@ func (s *shell) run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case err == nil:
-			return nil
+		case err == nil, errors.As(err, new(*endedError)):
+			return err
 		case !attached && !errors.Is(err, errAttachmentLost):
 			return err
 		}
@@ -132,7 +223,7 @@ func (s *shell) run(ctx context.Context) error {
 		if time.Since(start) > maxRedial {
 			wait = minRedial
 		}
-		s.notice(fmt.Sprintf("the connection to %s is lost; trying again (~. leaves)", s.mesh.agent.Name))
+		s.notice(fmt.Sprintf("the connection to %s is lost; trying again (~. leaves)", s.mesh.agent.Name), local.Size())
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -145,7 +236,7 @@ func (s *shell) run(ctx context.Context) error {
 // errAttachmentLost says that a terminal was attached and then the connection broke.
 var errAttachmentLost = errors.New("the connection broke")
 
-// attach shows the session until its program ends (nil) or the connection breaks.
+// attach shows the session until its program ends (nil if nobody says how, else *endedError) or the connection breaks.
 func (s *shell) attach(ctx context.Context, size windowSize, again bool) error {
 	dialing, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
@@ -156,33 +247,89 @@ func (s *shell) attach(ctx context.Context, size windowSize, again bool) error {
 	defer s.setConn(nil) // after Close, which ends a write that holds the lock
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	err = wire.WritePTYInit(conn, wire.PTYInit{ID: s.id, Height: size.Rows, Width: size.Cols, Command: s.command})
-	if err != nil {
+	init := s.init
+	init.Height, init.Width = size.Rows, size.Cols
+	init.Existing = init.Existing || again // what a person was in does not begin anew behind their back
+	if err := wire.WritePTYInit(conn, init); err != nil {
 		return err
 	}
 	s.setConn(conn)
 	probing, cancelProbe := context.WithCancel(ctx)
 	defer cancelProbe()
 	go s.probe(probing, conn)
+	if !s.names.Load() && !s.stock.Load() {
+		go s.ask(probing)
+	}
 
+	return s.copyOut(ctx, conn, again)
+}
+
+// copyOut shows a stream to its end, and says what that means as attach does.
+func (s *shell) copyOut(ctx context.Context, stream io.Reader, again bool) error {
+	var output wire.PTYOutput
+	first := true
 	buf := make([]byte, inputSize)
-	for first := true; ; first = false {
-		n, err := conn.Read(buf)
+	for {
+		n, err := stream.Read(buf)
 		if n > 0 {
-			if first && again {
-				io.WriteString(s.out, "\x1b[H\x1b[2J") // the notice and whatever stood beside it
+			s.heard.Store(true)
+			if first {
+				// An agent that has no such terminal says so in the stream too, for stock clients. The screen is not the place.
+				if rest, ending, ok := wire.CutPTYEnding(buf[:n]); ok && string(rest) == ending.Reason+"\r\n" {
+					return &endedError{ending}
+				}
+				if again {
+					io.WriteString(s.out, "\x1b[H\x1b[2J") // the notice and whatever stood beside it
+				}
+				first = false
 			}
-			s.screen.see(buf[:n])
-			if _, err := s.out.Write(buf[:n]); err != nil {
+			if err := s.show(output.Next(buf[:n])); err != nil {
 				return err
 			}
 		}
 		switch {
 		case errors.Is(err, io.EOF):
-			return nil
+			return s.ended(ctx, &output)
 		case err != nil:
 			return fmt.Errorf("%w: %v", errAttachmentLost, err)
 		}
+	}
+}
+
+func (s *shell) show(output []byte) error {
+	s.traces.see(output)
+	_, err := s.out.Write(output)
+	return err
+}
+
+// ended tells what the end of a stream means. Agents that know of endings send one unless they were cut off; with others, nobody can tell.
+func (s *shell) ended(ctx context.Context, output *wire.PTYOutput) error {
+	rest, ending, ok := output.End()
+	if err := s.show(rest); err != nil {
+		return err
+	}
+	if ok {
+		return &endedError{ending}
+	}
+	if !s.names.Load() && !s.stock.Load() {
+		asking, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		s.ask(asking)
+	}
+	if s.stock.Load() {
+		return nil
+	}
+	return fmt.Errorf("%w: the agent closed it", errAttachmentLost)
+}
+
+// ask learns whether the agent lists terminals: those that do also say how each ended.
+func (s *shell) ask(ctx context.Context) {
+	_, err := newTerminalsAPI(s.mesh).list(ctx)
+	switch {
+	case err == nil:
+		s.names.Store(true)
+	case errors.Is(err, errNoTerminals):
+		s.stock.Store(true)
 	}
 }
 
@@ -220,13 +367,23 @@ func (s *shell) send(r wire.PTYRequest) {
 
 // input sends what is typed. It ends with the process: a read from a terminal cannot be broken off.
 func (s *shell) input(stop context.CancelCauseFunc) {
-	err := copyInput(&runes{send: func(text string) { s.send(wire.PTYRequest{Data: text}) }}, s.in)
+	send := func(text string) { s.send(wire.PTYRequest{Data: text}) }
+	if s.init.ReadOnly {
+		send = func(text string) {
+			if strings.ContainsRune(text, ctrlC) { // there is nothing else that it could interrupt
+				stop(errLeave)
+			}
+		}
+	}
+	err := copyInput(&runes{send: send}, s.in)
 	if err == nil || !errors.Is(err, errLeave) {
 		// The end of input is a closed window: the session lives on.
 		err = errLeave
 	}
 	stop(err)
 }
+
+const ctrlC = '\x03'
 
 // runes cuts a byte stream into text: JSON carries characters, so one that came in halves must wait.
 type runes struct {
@@ -254,16 +411,20 @@ func (r *runes) Write(p []byte) (int, error) {
 // watch passes on the size of the window, and ends the view when this process is told to.
 func (s *shell) watch(ctx context.Context, stop context.CancelCauseFunc, local *terminal) {
 	ends := make(chan os.Signal, 1)
-	signal.Notify(ends, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(ends, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
 	defer signal.Stop(ends)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case size := <-local.Resized():
-			s.send(wire.PTYRequest{Height: size.Rows, Width: size.Cols})
+			if !s.init.ReadOnly {
+				s.send(wire.PTYRequest{Height: size.Rows, Width: size.Cols})
+			}
 		case got := <-ends:
 			stop(signalled{got.(syscall.Signal)})
+			// The second one does not wait for a terminal that takes no output; the guard tidies up.
+			signal.Stop(ends)
 		}
 	}
 }
@@ -272,22 +433,33 @@ func (s *shell) watch(ctx context.Context, stop context.CancelCauseFunc, local *
 // an empty request makes a restarted agent reset it, pings show a dead path.
 func (s *shell) probe(ctx context.Context, conn net.Conn) {
 	for missed := 0; missed < probesLost; {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(probeInterval):
+		if missed == 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(probeInterval):
+			}
+			s.send(wire.PTYRequest{})
 		}
-		s.send(wire.PTYRequest{})
-		if _, err := pingOnce(ctx, s.mesh); err != nil {
-			missed++
+		if s.heard.Swap(false) {
+			missed = 0
 			continue
 		}
-		missed = 0
+		pinging, cancel := context.WithTimeout(ctx, probeTimeout)
+		_, err := s.mesh.ping(pinging)
+		cancel()
+		if err != nil {
+			missed++
+		} else {
+			missed = 0
+		}
 	}
 	conn.Close()
 }
 
-// notice shows one line at the foot of the screen and puts the cursor back.
-func (s *shell) notice(text string) {
-	fmt.Fprintf(s.out, "\x1b7\x1b[999;1H\x1b[7m berth: %s \x1b[0m\x1b[K\x1b8", clean(text))
+// notice shows one line at the foot of the screen and puts the cursor back. Whatever the program was in the
+// middle of when the connection broke is ended first; the snapshot that follows brings all of it back.
+func (s *shell) notice(text string, size windowSize) {
+	text = cut(" berth: "+clean(text)+" ", int(size.Cols))
+	fmt.Fprintf(s.out, "%s\x1b7\x1b[?2026l\x1b[?6l\x1b(B\x0f\x1b[999;1H\x1b[0;7m%s\x1b[0m\x1b[K\x1b8", endSequence, text)
 }

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"regexp"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -66,10 +69,6 @@ func (t *terminal) follow() {
 	}
 }
 
-// undoModes switches off what a full-screen program may have left on: mouse reports, bracketed paste,
-// application keys, a hidden cursor, colours. The alternate screen is left by [altScreen.leave].
-const undoModes = "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[?1l\x1b>\x1b[?25h\x1b[0m"
-
 // Close restores the terminal; more than once does no harm.
 func (t *terminal) Close() error {
 	var err error
@@ -81,32 +80,170 @@ func (t *terminal) Close() error {
 	return err
 }
 
-// altScreen follows whether a terminal shows its alternate screen, by the output that goes to it.
-// Leaving that screen also moves the cursor, so it must not be done for good measure.
-type altScreen struct {
-	tail  []byte // the end of what was seen, where a sequence may have been cut
-	shown bool
+// The sequences that bring a person's terminal back to what it was before programs changed it. What moves the cursor or not
+// every terminal knows is sent only if its counterpart was seen: see [traces].
+const (
+	saveTitle = "\x1b[22;0t"
+	// endSequence ends whatever sequence output broke off in.
+	endSequence = "\x18\x1b\\"
+	// undoModes switches off synchronized output, mouse reports, focus reports, bracketed paste, application keys, insert and origin
+	// mode, the scroll region, line drawing and colours, and on wrapping and the cursor.
+	undoModes = "\x1b[?2026l\x1b[?9;1000;1001;1002;1003;1004;1005;1006;1015;1016;2004;1;66l\x1b>\x1b[4l\x1b[?6l\x1b7\x1b[r\x1b8\x1b(B\x1b)B\x0f\x1b[0m\x1b[?7;25h"
+	leaveAlt  = "\x1b[?1049l"
+	// restoreTitle takes back saveTitle.
+	restoreTitle = "\x1b[23;0t"
+)
+
+// traces follows what output does to the terminal it goes to, as far as that must be undone only where it was done.
+type traces struct {
+	// switched, if set, is told of each switch between the screens.
+	switched func(alt bool)
+
+	tail     []byte // the end of what was seen, where a sequence may have been cut
+	alt      bool   // the alternate screen is shown
+	keyboard bool   // kitty keyboard flags were set
+	cursor   bool   // the cursor's style was
+	palette  bool   // colours were
+	link     bool   // a hyperlink was begun
+	column   bool   // the last line has something on it
 }
 
-var altSwitch = regexp.MustCompile(`\x1b\[\?(?:1049|1047|47)([hl])`)
+// trace matches what leaves a trace; maxTrace is the length of the longest that does so in practice.
+var trace = regexp.MustCompile(`\x1b(?:\[\?(?:1049|1047|47)([hl])|\[[>=][0-9;]*(u)|\[[0-9]*( q)|\](?:4|1[0-2])(;)|\]8(;))`)
 
-// maxAltSwitch is the length of the longest of these sequences.
-const maxAltSwitch = len("\x1b[?1049h")
+const maxTrace = 16
 
-func (a *altScreen) see(output []byte) {
-	data := append(a.tail, output...)
-	if all := altSwitch.FindAllSubmatch(data, -1); len(all) > 0 {
-		a.shown = all[len(all)-1][1][0] == 'h'
+func (t *traces) see(output []byte) {
+	if len(output) == 0 {
+		return
 	}
-	a.tail = append([]byte(nil), data[max(0, len(data)-maxAltSwitch+1):]...)
+	t.column = output[len(output)-1] != '\n'
+	data := output
+	if len(t.tail) > 0 {
+		data = append(t.tail, output...)
+	}
+	if bytes.IndexByte(data, 0x1b) < 0 { // most of a flood
+		t.tail = nil
+		return
+	}
+	alt := t.alt
+	for _, m := range trace.FindAllSubmatch(data, -1) {
+		switch {
+		case m[1] != nil:
+			alt = m[1][0] == 'h'
+		case m[2] != nil:
+			t.keyboard = true
+		case m[3] != nil:
+			t.cursor = true
+		case m[4] != nil:
+			t.palette = true
+		case m[5] != nil:
+			t.link = true
+		}
+	}
+	if alt != t.alt {
+		t.alt = alt
+		if t.switched != nil {
+			t.switched(alt)
+		}
+	}
+	end := data[max(0, len(data)-maxTrace):]
+	t.tail = nil
+	if i := bytes.LastIndexByte(end, 0x1b); i >= 0 {
+		t.tail = bytes.Clone(end[i:])
+	}
 }
 
-// leave returns what brings the normal screen back, if it is not shown.
-func (a *altScreen) leave() string {
-	if a.shown {
-		return "\x1b[?1049l"
+// undo returns what brings the terminal back, with the cursor at the start of a line.
+func (t *traces) undo() string {
+	s := endSequence
+	pop := ""
+	if t.keyboard {
+		pop = "\x1b[<99u" // each screen has a stack of flags
 	}
-	return ""
+	s += pop
+	if t.alt {
+		s += leaveAlt + pop
+	}
+	if t.palette {
+		s += "\x1b]104\x1b\\\x1b]110\x1b\\\x1b]111\x1b\\\x1b]112\x1b\\"
+	}
+	if t.link {
+		s += "\x1b]8;;\x1b\\"
+	}
+	if t.cursor {
+		s += "\x1b[0 q"
+	}
+	s += undoModes + restoreTitle
+	if t.column || t.alt {
+		s += "\r\n"
+	}
+	return s
+}
+
+// guard is a process that puts a terminal right should ours end without doing so: killed, or by a fault. No handler of a
+// signal can do that. The zero guard does nothing.
+type guard struct {
+	cmd *exec.Cmd
+	in  *os.File
+}
+
+// guardScript reads words until "done". If they end without it, it restores the modes $1 of the terminal, which is its standard output,
+// and writes $2 to leave the alternate screen, if the last word about it says so, and $3.
+const guardScript = `trap '' HUP INT QUIT TERM TSTP TTOU
+alt=
+while read -r word; do
+	case $word in
+	done) exit ;;
+	alt) alt=$2 ;;
+	main) alt= ;;
+	esac
+done
+stty "$1" <&1
+printf '%s' "$alt$3"`
+
+// startGuard starts a guard over a terminal that is not in raw mode yet. A machine without stty has none.
+func startGuard(out *os.File, modes string) *guard {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return &guard{}
+	}
+	defer r.Close()
+	cmd := exec.Command("/bin/sh", "-c", guardScript, "berth-guard", modes, leaveAlt, endSequence+undoModes+restoreTitle+"\r\n")
+	cmd.Stdin, cmd.Stdout = r, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // what kills our group does not kill it
+	if modes == "" || cmd.Start() != nil {
+		w.Close()
+		return &guard{}
+	}
+	return &guard{cmd, w}
+}
+
+// switched tells the guard which screen is shown.
+func (g *guard) switched(alt bool) {
+	if g.in != nil {
+		fmt.Fprintln(g.in, map[bool]string{true: "alt", false: "main"}[alt])
+	}
+}
+
+// dismiss ends a guard that has nothing left to do.
+func (g *guard) dismiss() {
+	if g.in != nil {
+		fmt.Fprintln(g.in, "done")
+		g.in.Close()
+		g.cmd.Wait()
+	}
+}
+
+// modesOf returns a terminal's modes in the form that stty takes back, or nothing.
+func modesOf(in *os.File) string {
+	cmd := exec.Command("stty", "-g")
+	cmd.Stdin = in
+	out, err := cmd.Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
 }
 
 // errLeave says that the person typed ~. at the start of a line.

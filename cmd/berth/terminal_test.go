@@ -78,18 +78,35 @@ func TestRunes(t *testing.T) {
 	}
 }
 
-func TestAltScreen(t *testing.T) {
-	const output = "a\x1b[?1049hb\x1b[?25l"
+func TestTraces(t *testing.T) {
+	const output = "a\x1b[?1049hb\x1b[?25l\x1b[>1u\x1b[4 q\x1b]11;#fff\x07\x1b]8;;http://x\x07"
+	undone := []string{leaveAlt, "\x1b[<99u", "\x1b[0 q", "\x1b]111\x1b\\", "\x1b]8;;\x1b\\"}
 	for cut := range len(output) {
-		var a altScreen
-		a.see([]byte(output[:cut]))
-		a.see([]byte(output[cut:]))
-		if a.leave() == "" {
-			t.Errorf("cut at %d: the switch is not seen", cut)
+		var switches []bool
+		tr := traces{switched: func(alt bool) { switches = append(switches, alt) }}
+		tr.see([]byte(output[:cut]))
+		tr.see([]byte(output[cut:]))
+		for _, want := range undone {
+			if !strings.Contains(tr.undo(), want) {
+				t.Errorf("cut at %d: no %q in %q", cut, want, tr.undo())
+			}
 		}
-		a.see([]byte("x\x1b[?1049l$ "))
-		if a.leave() != "" {
+		tr.see([]byte("x\x1b[?1049l$ "))
+		if strings.Contains(tr.undo(), leaveAlt) {
 			t.Errorf("cut at %d: the switch back is not seen", cut)
 		}
+		if diff := cmp.Diff([]bool{true, false}, switches); diff != "" {
+			t.Errorf("cut at %d: switches (-want +got):\n%s", cut, diff)
+		}
+	}
+	var none traces
+	none.see([]byte("plain \x1b[1mtext\x1b[m and more than a sequence may have\n"))
+	for _, want := range undone {
+		if strings.Contains(none.undo(), want) {
+			t.Errorf("%q undoes what was not done", want)
+		}
+	}
+	if strings.HasSuffix(none.undo(), "\n") {
+		t.Error("an empty line is left behind")
 	}
 }
