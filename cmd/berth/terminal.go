@@ -86,9 +86,11 @@ const (
 	saveTitle = "\x1b[22;0t"
 	// endSequence ends whatever sequence output broke off in.
 	endSequence = "\x18\x1b\\"
-	// undoModes switches off synchronized output, mouse reports, focus reports, bracketed paste, application keys, insert and origin
+	// undoModes switches off synchronized output, mouse reports, focus reports, bracketed paste, application keys, insert
 	// mode, the scroll region, line drawing and colours, and on wrapping and the cursor.
-	undoModes = "\x1b[?2026l\x1b[?9;1000;1001;1002;1003;1004;1005;1006;1015;1016;2004;1;66l\x1b>\x1b[4l\x1b[?6l\x1b7\x1b[r\x1b8\x1b(B\x1b)B\x0f\x1b[0m\x1b[?7;25h"
+	undoModes = "\x1b[?2026l\x1b[?9;1000;1001;1002;1003;1004;1005;1006;1015;1016;2004;1;66l\x1b>\x1b[4l\x1b7\x1b[r\x1b8\x1b(B\x1b)B\x0f\x1b[0m\x1b[?7;25h"
+	// undoOrigin moves the cursor; from there it goes to the last line.
+	undoOrigin = "\x1b[?6l\x1b[r\x1b[999;1H"
 	leaveAlt  = "\x1b[?1049l"
 	// restoreTitle takes back saveTitle.
 	restoreTitle = "\x1b[23;0t"
@@ -105,11 +107,12 @@ type traces struct {
 	cursor   bool   // the cursor's style was
 	palette  bool   // colours were
 	link     bool   // a hyperlink was begun
+	origin   bool   // positions counted from the scroll region
 	column   bool   // the last line has something on it
 }
 
 // trace matches what leaves a trace; maxTrace is the length of the longest that does so in practice.
-var trace = regexp.MustCompile(`\x1b(?:\[\?(?:1049|1047|47)([hl])|\[[>=][0-9;]*(u)|\[[0-9]*( q)|\](?:4|1[0-2])(;)|\]8(;))`)
+var trace = regexp.MustCompile(`\x1b(?:\[\?(?:1049|1047|47)([hl])|\[[>=][0-9;]*(u)|\[[0-9]*( q)|\](?:4|1[0-2])(;)|\]8(;)|\[\?[0-9;]*\b6(h))`)
 
 const maxTrace = 16
 
@@ -139,6 +142,8 @@ func (t *traces) see(output []byte) {
 			t.palette = true
 		case m[5] != nil:
 			t.link = true
+		case m[6] != nil:
+			t.origin = true
 		}
 	}
 	if alt != t.alt {
@@ -173,6 +178,9 @@ func (t *traces) undo() string {
 	}
 	if t.cursor {
 		s += "\x1b[0 q"
+	}
+	if t.origin {
+		s += undoOrigin
 	}
 	s += undoModes + restoreTitle
 	if t.column || t.alt {

@@ -79,8 +79,8 @@ func TestRunes(t *testing.T) {
 }
 
 func TestTraces(t *testing.T) {
-	const output = "a\x1b[?1049hb\x1b[?25l\x1b[>1u\x1b[4 q\x1b]11;#fff\x07\x1b]8;;http://x\x07"
-	undone := []string{leaveAlt, "\x1b[<99u", "\x1b[0 q", "\x1b]111\x1b\\", "\x1b]8;;\x1b\\"}
+	const output = "a\x1b[?1049hb\x1b[?25l\x1b[>1u\x1b[4 q\x1b]11;#fff\x07\x1b]8;;http://x\x07\x1b[?7;6h"
+	undone := []string{leaveAlt, "\x1b[<99u", "\x1b[0 q", "\x1b]111\x1b\\", "\x1b]8;;\x1b\\", undoOrigin}
 	for cut := range len(output) {
 		var switches []bool
 		tr := traces{switched: func(alt bool) { switches = append(switches, alt) }}
@@ -100,7 +100,7 @@ func TestTraces(t *testing.T) {
 		}
 	}
 	var none traces
-	none.see([]byte("plain \x1b[1mtext\x1b[m and more than a sequence may have\n"))
+	none.see([]byte("plain \x1b[1mtext\x1b[m\x1b[?1006h\x1b[?6l and more than a sequence may have\n"))
 	for _, want := range undone {
 		if strings.Contains(none.undo(), want) {
 			t.Errorf("%q undoes what was not done", want)
