@@ -91,7 +91,7 @@ const (
 	undoModes = "\x1b[?2026l\x1b[?9;1000;1001;1002;1003;1004;1005;1006;1015;1016;2004;1;66l\x1b>\x1b[4l\x1b7\x1b[r\x1b8\x1b(B\x1b)B\x0f\x1b[0m\x1b[?7;25h"
 	// undoOrigin moves the cursor; from there it goes to the last line.
 	undoOrigin = "\x1b[?6l\x1b[r\x1b[999;1H"
-	leaveAlt  = "\x1b[?1049l"
+	leaveAlt   = "\x1b[?1049l"
 	// restoreTitle takes back saveTitle.
 	restoreTitle = "\x1b[23;0t"
 )
