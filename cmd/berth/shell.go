@@ -17,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+	"github.com/mattn/go-runewidth"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -460,6 +461,6 @@ func (s *shell) probe(ctx context.Context, conn net.Conn) {
 // notice shows one line at the foot of the screen and puts the cursor back. Whatever the program was in the
 // middle of when the connection broke is ended first; the snapshot that follows brings all of it back.
 func (s *shell) notice(text string, size windowSize) {
-	text = cut(" berth: "+clean(text)+" ", int(size.Cols))
+	text = runewidth.Truncate(" berth: "+clean(text)+" ", int(size.Cols), "…")
 	fmt.Fprintf(s.out, "%s\x1b7\x1b[?2026l\x1b[?6l\x1b(B\x0f\x1b[999;1H\x1b[0;7m%s\x1b[0m\x1b[K\x1b8", endSequence, text)
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/mattn/go-runewidth"
 	"github.com/spf13/cobra"
 
 	"github.com/berthd/berth/wire"
@@ -162,8 +163,12 @@ func terminalTable(all []wire.Terminal, now time.Time) *table {
 		if s.Container != "" {
 			running = s.Container + ": " + running
 		}
-		t.add(cmp.Or(s.Name, s.ID.String()), strings.TrimSuffix(ago(now, s.CreatedAt), " ago"), strings.TrimSuffix(ago(now, s.ActiveAt), " ago"),
-			strconv.Itoa(s.Viewers), fmt.Sprintf("%dx%d", s.Cols, s.Rows), ends, cut(clean(running), maxRunning), s.Title)
+		add := t.add
+		if s.Exited != nil {
+			add = t.addFaint
+		}
+		add(cmp.Or(s.Name, s.ID.String()), strings.TrimSuffix(ago(now, s.CreatedAt), " ago"), strings.TrimSuffix(ago(now, s.ActiveAt), " ago"),
+			strconv.Itoa(s.Viewers), fmt.Sprintf("%dx%d", s.Cols, s.Rows), ends, runewidth.Truncate(clean(running), maxRunning, "…"), s.Title)
 	}
 	return t
 }
@@ -191,7 +196,7 @@ func (p *program) sessionNames(cmd *cobra.Command, args []string, toComplete str
 	var names []cobra.Completion
 	for _, t := range all {
 		if name := cmp.Or(t.Name, t.ID.String()); strings.HasPrefix(name, toComplete) && plain.MatchString(name) {
-			names = append(names, cobra.CompletionWithDesc(name, cut(clean(cmp.Or(t.Running, t.Command)), maxRunning)))
+			names = append(names, cobra.CompletionWithDesc(name, runewidth.Truncate(clean(cmp.Or(t.Running, t.Command)), maxRunning, "…")))
 		}
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
