@@ -74,8 +74,6 @@ var owners = map[string][]string{
 	"github.com/smallstep/pkcs7":    {"identity/attest"},
 	"github.com/coreos/go-oidc":     {"identity/attest"},
 	"github.com/spf13/cobra":        {"cmd/berth"},
-	"github.com/cakturk/go-netstat": {"ports"},
-	"github.com/mdlayher/netlink":   {"ports"},
 	"go.yaml.in/yaml/v3":            {"control"},
 	"github.com/mattn/go-runewidth": {"ptyhost/screen", "cmd/berth"},
 	"github.com/clipperhouse/uax29": {"ptyhost/screen"},

@@ -48,7 +48,7 @@ tools() {
 	PATH=$PATH:/usr/sbin:/sbin
 	need gcc=gcc git=git sshd=openssh-server ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
 		less=less man=man-db htop=htop unshare=util-linux node=nodejs npm=npm \
-		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static
+		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static perl=perl-base
 	judge
 }
 
@@ -122,7 +122,7 @@ conformance() {
 e2e() {
 	tools
 	go test -count=1 -timeout 15m -v ./e2e
-	go test -count=1 -timeout 5m -v ./bench/agents
+	go test -count=1 -timeout 5m -v ./bench/agents ./bench/ports
 }
 
 up() { go run ./cmd/berth up --check; }
@@ -171,12 +171,14 @@ long() {
 	export BERTH_LONG=1
 	go test -count=1 -timeout 60m -v ./ptyhost/...
 	go test -count=1 -timeout 60m -v -run TestTerminals ./e2e
+	go test -count=1 -timeout 10m -v -run TestSameAsSS ./ports
 }
 
 bench() {
 	tools
 	go run ./bench/daemon
 	go run ./bench/mesh
+	go run ./bench/ports
 }
 
 case ${1:-} in

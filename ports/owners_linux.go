@@ -5,12 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/user"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,107 +19,201 @@ const (
 	recheck = 5 * time.Second
 	// retryUnknown is the same for a socket whose owner could not be found, which is mostly for want of rights and costs a whole walk.
 	retryUnknown = time.Minute
-	// A command line can have megabytes; this much says what it is.
-	maxCommand = 4096
+	// How much of what was found out is looked at again in one scan, so that no scan is a long one.
+	maxProcesses = 8
+	maxHolders   = 64
 )
 
 // owners remembers which process holds which socket. Its zero value knows nothing.
 type owners struct {
-	sockets   map[socketKey]owner
+	byKey     map[socketKey]*holder
+	holders   []*holder // of the sockets of the last scan, in their order
 	processes map[int]*process
+	next      int // where to look again
+	walks     budget
+
 	users     map[uint32]string
+	usersRead time.Time
 }
 
-type owner struct {
+// holder is who holds a socket.
+type holder struct {
+	key     socketKey
 	pid     int // 0: not found
 	fd      string
-	checked time.Time
+	checked time.Time // zero: not looked for yet
 }
 
-type process struct {
-	name, command string
-	helper        string // what it belongs to, if it is hidden
-	started       *time.Time
-	read          time.Time
-}
-
-// resolve makes sure that the owner of each socket is known, as far as it can be, and forgets those of other sockets.
-func (o *owners) resolve(ctx context.Context, sockets []socket) {
-	now := time.Now()
-	next := make(map[socketKey]owner, len(sockets))
-	wanted := make(map[uint32]socketKey)
-	pids := make(map[int]*process)
-	keep := func(pid int) {
-		if p := o.processes[pid]; p != nil && now.Sub(p.read) < recheck {
-			pids[pid] = p
+// resolve makes sure that the owner of each socket is known, as far as it can be, and forgets those of other sockets. It reports whether anything that
+// is told of owners has changed. fresh says that the sockets are others than the last time.
+func (o *owners) resolve(ctx context.Context, sockets []socket, fresh bool, now time.Time) bool {
+	if fresh {
+		o.take(sockets)
+	}
+	changed := o.verify(now)
+	wanted := make(map[uint32]*holder)
+	for _, h := range o.holders {
+		if h.pid == 0 && h.key.inode != 0 && now.Sub(h.checked) >= retryUnknown {
+			wanted[h.key.inode] = h
 		}
 	}
+	if len(wanted) == 0 || !o.walks.grant(now) {
+		return changed
+	}
+	missing := len(wanted)
+	began := time.Now()
+	walk(ctx, wanted, func(h *holder, pid int, fd string) { h.pid, h.fd, h.checked = pid, fd, now })
+	o.walks.spend(time.Since(began))
+	if ctx.Err() == nil {
+		for _, h := range wanted {
+			h.checked = now
+		}
+	}
+	return changed || len(wanted) < missing
+}
+
+// take replaces the sockets.
+func (o *owners) take(sockets []socket) {
+	byKey := make(map[socketKey]*holder, len(sockets))
+	o.holders = o.holders[:0]
+	used := make(map[int]bool)
 	for _, s := range sockets {
-		if s.pid != 0 { // the source knows
-			keep(s.pid)
-			continue
+		h := byKey[s.key]
+		if h == nil {
+			if h = o.byKey[s.key]; h == nil {
+				h = &holder{key: s.key}
+			}
+			byKey[s.key] = h
 		}
-		known, ok := o.sockets[s.key]
-		if ok && known.holds(s.key.inode, now) {
-			next[s.key] = known
-			keep(known.pid)
-			continue
-		}
-		next[s.key] = owner{checked: now}
-		if s.key.inode != 0 {
-			wanted[s.key.inode] = s.key
+		used[h.pid] = true
+		o.holders = append(o.holders, h)
+	}
+	o.byKey = byKey
+	for pid := range o.processes {
+		if !used[pid] {
+			delete(o.processes, pid)
 		}
 	}
-	walk(ctx, wanted, func(key socketKey, pid int, fd string) { next[key] = owner{pid, fd, now} })
-	o.sockets, o.processes = next, pids
 }
 
-// holds reports whether what was found out about a socket may still be used.
-func (w *owner) holds(inode uint32, now time.Time) bool {
-	switch {
-	case w.pid == 0:
-		return now.Sub(w.checked) < retryUnknown
-	case now.Sub(w.checked) < recheck:
-		// A pid in use tells enough for that long; looking into each process would cost more than all else.
-		return !errors.Is(unix.Kill(w.pid, 0), unix.ESRCH)
+// verify looks whether what was found out still holds: whether the processes live, and of what was read long ago a part again. It reports whether
+// anything has changed.
+func (o *owners) verify(now time.Time) bool {
+	changed := false
+	left := maxProcesses
+	for pid, p := range o.processes {
+		if errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			o.lose(pid)
+			changed = true
+			continue
+		}
+		if now.Sub(p.read) < recheck || left == 0 {
+			continue
+		}
+		left--
+		again := readProcess(pid)
+		if again.ticks != p.ticks { // another process by now, or none
+			o.lose(pid)
+			changed = true
+			continue
+		}
+		again.started = p.started
+		changed = changed || again.name != p.name || again.command != p.command || again.container != p.container || again.editor != p.editor
+		o.processes[pid] = again
 	}
-	link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", w.pid, w.fd))
-	w.checked = now
-	return err == nil && link == fmt.Sprintf("socket:[%d]", inode)
+	left = maxHolders
+	for range o.holders {
+		o.next = (o.next + 1) % len(o.holders)
+		h := o.holders[o.next]
+		if h.pid == 0 || now.Sub(h.checked) < recheck {
+			continue
+		}
+		h.checked = now
+		if link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", h.pid, h.fd)); err != nil || link != fmt.Sprintf("socket:[%d]", h.key.inode) {
+			h.pid, h.checked = 0, time.Time{}
+			changed = true
+		}
+		if left--; left == 0 {
+			break
+		}
+	}
+	return changed
 }
 
-// pid returns the owner of s, or 0.
-func (o *owners) pid(s socket) int {
-	if s.pid != 0 {
-		return s.pid
+// lose forgets a process that is gone. Its sockets may live on in others that have them too.
+func (o *owners) lose(pid int) {
+	delete(o.processes, pid)
+	for _, h := range o.holders {
+		if h.pid == pid {
+			h.pid, h.checked = 0, time.Time{}
+		}
 	}
-	return o.sockets[s.key].pid
 }
+
+// pid returns the owner of the socket at i, or 0.
+func (o *owners) pid(i int) int { return o.holders[i].pid }
+
+// process returns what is known of a process.
+func (o *owners) process(pid int) *process {
+	p := o.processes[pid]
+	if p == nil {
+		if o.processes == nil {
+			o.processes = make(map[int]*process)
+		}
+		p = readProcess(pid)
+		o.processes[pid] = p
+	}
+	return p
+}
+
+// user returns the name of a user, or the number if it has none.
+func (o *owners) user(uid uint32) string {
+	// A machine may have many users, and get others.
+	if o.users == nil || len(o.users) > 1000 || time.Since(o.usersRead) > retryUnknown {
+		o.users, o.usersRead = make(map[uint32]string), time.Now()
+	}
+	if name, ok := o.users[uid]; ok {
+		return name
+	}
+	id := strconv.FormatUint(uint64(uid), 10)
+	name := id
+	if u, err := user.LookupId(id); err == nil {
+		name = u.Username
+	}
+	o.users[uid] = name
+	return name
+}
+
+// budget is how much time walks through all descriptors may take, which on a large machine is most of a second each: programs that open and close
+// sockets all the time are not worth a processor. Its zero value is a whole one.
+type budget struct {
+	left time.Duration
+	seen time.Time
+}
+
+const (
+	walkShare = 20          // one part in so many of all time
+	walkBurst = time.Second // at once after a pause
+)
+
+// grant reports whether there is time to spend.
+func (b *budget) grant(now time.Time) bool {
+	if b.seen.IsZero() {
+		b.left = walkBurst
+	} else {
+		b.left = min(walkBurst, b.left+now.Sub(b.seen)/walkShare)
+	}
+	b.seen = now
+	return b.left > 0
+}
+
+func (b *budget) spend(d time.Duration) { b.left -= d }
 
 // walk looks through the descriptors of every process, in the order of their ids, for sockets in wanted. It takes out what it finds, and stops when
 // nothing is left.
-func walk(ctx context.Context, wanted map[uint32]socketKey, found func(key socketKey, pid int, fd string)) {
-	if len(wanted) == 0 {
-		return
-	}
-	proc, err := os.Open("/proc")
-	if err != nil {
-		return
-	}
-	names, err := proc.Readdirnames(-1)
-	proc.Close()
-	if err != nil {
-		return
-	}
-	var pids []int
-	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	slices.Sort(pids)
+func walk(ctx context.Context, wanted map[uint32]*holder, found func(h *holder, pid int, fd string)) {
 	w := walker{dirents: make([]byte, 32<<10)}
-	for _, pid := range pids {
+	for _, pid := range processes() {
 		if len(wanted) == 0 || ctx.Err() != nil {
 			return
 		}
@@ -137,7 +228,7 @@ type walker struct {
 	link    [64]byte // "socket:[4294967295]" fits; what does not is no socket
 }
 
-func (w *walker) process(pid int, wanted map[uint32]socketKey, found func(socketKey, int, string)) {
+func (w *walker) process(pid int, wanted map[uint32]*holder, found func(*holder, int, string)) {
 	dir, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil { // gone, or not ours to read
 		return
@@ -158,9 +249,9 @@ func (w *walker) process(pid int, wanted map[uint32]socketKey, found func(socket
 			if !ok {
 				continue
 			}
-			if key, ok := wanted[inode]; ok {
+			if h, ok := wanted[inode]; ok {
 				delete(wanted, inode)
-				found(key, pid, fd)
+				found(h, pid, fd)
 				if len(wanted) == 0 {
 					return
 				}
@@ -187,79 +278,4 @@ func socketInode(link []byte) (uint32, bool) {
 		n = n*10 + uint64(d-'0')
 	}
 	return uint32(n), n <= 1<<32-1
-}
-
-// process returns what is known of a process.
-func (o *owners) process(pid int) *process {
-	p := o.processes[pid]
-	if p == nil {
-		p = readProcess(pid)
-		o.processes[pid] = p
-	}
-	return p
-}
-
-// readProcess reads what may be read of a process.
-func readProcess(pid int) *process {
-	p := &process{read: time.Now()}
-	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
-		p.name, p.started = parseStat(string(stat), bootTime())
-	}
-	if f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil {
-		text, _ := io.ReadAll(io.LimitReader(f, maxArguments))
-		f.Close()
-		p.helper = editorOf(text)
-		text = text[:min(len(text), maxCommand)]
-		p.command = strings.ToValidUTF8(strings.TrimRight(strings.ReplaceAll(string(text), "\x00", " "), " "), "�")
-	}
-	return p
-}
-
-// parseStat takes the name and the start time out of /proc/PID/stat (proc(5)). The name may hold anything, brackets and spaces included.
-func parseStat(stat string, boot time.Time) (name string, started *time.Time) {
-	_, rest, ok := strings.Cut(stat, "(")
-	end := strings.LastIndexByte(rest, ')')
-	if !ok || end < 0 {
-		return "", nil
-	}
-	name = strings.ToValidUTF8(rest[:end], "�")
-	const startTime = 22 - 3 // the third field is the first one after the name
-	fields := strings.Fields(rest[end+1:])
-	if boot.IsZero() || len(fields) <= startTime {
-		return name, nil
-	}
-	ticks, err := strconv.ParseInt(fields[startTime], 10, 64)
-	// The kernel counts in hundredths of a second on every architecture that Go runs on. A century of them is a broken line.
-	if err != nil || ticks < 0 || ticks > 100*100*365*24*3600 {
-		return name, nil
-	}
-	// The boot time is only known to within a moment; without rounding the answer would change from one reading to the next.
-	t := boot.Add(time.Duration(ticks) * (time.Second / 100)).UTC().Round(time.Second)
-	return name, &t
-}
-
-// bootTime is when the machine started, or zero.
-func bootTime() time.Time {
-	var up unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
-		return time.Time{}
-	}
-	return time.Now().Add(-time.Duration(up.Nano()))
-}
-
-// user returns the name of a user, or the number if it has none.
-func (o *owners) user(uid uint32) string {
-	if name, ok := o.users[uid]; ok {
-		return name
-	}
-	id := strconv.FormatUint(uint64(uid), 10)
-	name := id
-	if u, err := user.LookupId(id); err == nil {
-		name = u.Username
-	}
-	if o.users == nil || len(o.users) > 1000 { // a machine may have more users than a list is worth
-		o.users = make(map[uint32]string)
-	}
-	o.users[uid] = name
-	return name
 }

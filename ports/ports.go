@@ -6,7 +6,10 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/berthd/berth/wire"
 )
@@ -15,6 +18,9 @@ import (
 type Config struct {
 	// HidePIDs are processes whose ports are marked as hidden, for [Berthd].
 	HidePIDs []int
+	// Containers returns the containers of this machine's engines, by which ports get their names. It is called once a scan, and has to answer from
+	// memory; nil knows none. A container that it does not know is called by the beginning of its id.
+	Containers func() []wire.Container
 	// Log is where the lister writes; nil discards.
 	Log *slog.Logger
 }
@@ -23,9 +29,15 @@ type Config struct {
 type Lister struct {
 	cfg    Config
 	source source
+	walled atomic.Bool // some network namespace may not be entered
 
-	mu     sync.Mutex // held for a whole scan: a second one at the same time would walk /proc for nothing
-	owners owners
+	mu      sync.Mutex // held for a whole scan: a second one at the same time would walk /proc for nothing
+	spaces  spaces
+	owners  owners
+	sockets []socket // of the last scan
+	spare   []socket // room for the next
+	names   names
+	list    []wire.ListeningPort // of the last scan; nil before the first
 
 	scanning sync.Mutex
 	scanner  *scanner // nil when nobody watches
@@ -33,7 +45,8 @@ type Lister struct {
 
 // source tells which sockets listen.
 type source interface {
-	sockets(ctx context.Context) ([]socket, error)
+	// sockets appends those of a network namespace to all.
+	sockets(ctx context.Context, ns *namespace, all []socket) ([]socket, error)
 	String() string
 }
 
@@ -43,13 +56,23 @@ type socket struct {
 	local   netip.AddrPort
 	uid     uint32
 	key     socketKey
-	pid     int // its owner, if the source knows
+	space   int64 // its network namespace; 0 is our own
 }
 
 // socketKey is one socket for as long as the machine runs. A kernel reuses inode numbers; the cookie it does not, but not every source has it.
 type socketKey struct {
 	inode  uint32
 	cookie uint64
+}
+
+// process is what may be told of a process.
+type process struct {
+	name, command string
+	started       *time.Time
+	editor        string // whose helper it is, if it is hidden
+	container     string // the id of the one it runs in
+	ticks         string // when it started, in the kernel's words: a pid alone may have come to another
+	read          time.Time
 }
 
 // New returns a lister that uses the best source this machine allows.
@@ -60,56 +83,103 @@ func New(cfg Config) *Lister {
 	return &Lister{cfg: cfg, source: bestSource(cfg.Log)}
 }
 
-// Source names where the list comes from: "netlink", "/proc/net" or "nothing".
-func (l *Lister) Source() string { return l.source.String() }
+// Source names where the list comes from: "netlink", "/proc/net" or "nothing", and what differs for other network namespaces.
+func (l *Lister) Source() string {
+	if l.walled.Load() && l.source.String() != (procNet{}).String() {
+		return l.source.String() + ", and " + procNet{}.String() + " for namespaces that may not be entered"
+	}
+	return l.source.String()
+}
 
-// List returns one entry for each port and network, with every address it is bound to, sorted by port. Fields that cannot be read are empty.
+// List returns one entry for each port and network of each network namespace that can be looked into, with every address it is bound to, sorted by port.
+// What is hidden has an entry of its own. Fields that cannot be read are empty. The list is shared and must not be changed.
 func (l *Lister) List(ctx context.Context) ([]wire.ListeningPort, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	sockets, err := l.source.sockets(ctx)
+	if !l.watched() {
+		defer l.spaces.release()
+	}
+	now := time.Now()
+	found, err := l.source.sockets(ctx, l.spaces.ours(), l.spare[:0])
 	if err != nil {
 		return nil, err
 	}
-	l.owners.resolve(ctx, sockets)
+	for _, ns := range l.spaces.others(now) {
+		found = l.peek(ctx, ns, found)
+	}
+	fresh := !slices.Equal(found, l.sockets)
+	l.sockets, l.spare = found, l.sockets
+	fresh = l.owners.resolve(ctx, l.sockets, fresh, now) || fresh
 	if err := ctx.Err(); err != nil {
+		l.list = nil // it may lack owners that another scan finds
 		return nil, err
 	}
-	return l.group(sockets), nil
+	if l.cfg.Containers != nil {
+		fresh = l.names.learn(l.cfg.Containers()) || fresh
+	}
+	if fresh || l.list == nil {
+		l.list = l.group(l.sockets)
+	}
+	return l.list, nil
+}
+
+// peek appends the sockets of another network namespace. One that ends while it is looked at has none.
+func (l *Lister) peek(ctx context.Context, ns *namespace, all []socket) []socket {
+	if !ns.walled {
+		found, err := l.source.sockets(ctx, ns, all)
+		if err == nil {
+			return found
+		}
+		l.cfg.Log.Debug("cannot enter a network namespace; reading /proc/net", "namespace", ns.id, "pid", ns.pid, "err", err)
+		ns.walled = true
+		l.walled.Store(true)
+	}
+	found, err := procNet{}.sockets(ctx, ns, all)
+	if err != nil {
+		l.cfg.Log.Debug("cannot read the sockets of a network namespace", "namespace", ns.id, "pid", ns.pid, "err", err)
+		return all
+	}
+	return found
 }
 
 // group makes one entry of all sockets of one port.
 func (l *Lister) group(sockets []socket) []wire.ListeningPort {
 	type port struct {
+		space   int64
 		network string
 		number  uint16
 		hidden  string // what is hidden does not hide what is not
 	}
 	at := make(map[port]int, len(sockets))
 	list := make([]wire.ListeningPort, 0, len(sockets))
-	for _, s := range sockets {
-		pid := l.owners.pid(s)
+	for i, s := range sockets {
+		pid := l.owners.pid(i)
+		var owner *process
 		hidden := ""
 		if pid != 0 {
-			hidden = l.owners.process(pid).helper
+			owner = l.owners.process(pid)
+			hidden = owner.editor
 		}
 		if slices.Contains(l.cfg.HidePIDs, pid) {
 			hidden = Berthd
 		}
-		p := port{s.network, s.local.Port(), hidden}
+		p := port{s.space, s.network, s.local.Port(), hidden}
 		i, seen := at[p]
 		if !seen {
 			i = len(list)
 			at[p] = i
-			list = append(list, wire.ListeningPort{Network: p.network, Port: p.number, User: l.owners.user(s.uid), Hidden: hidden})
+			list = append(list, wire.ListeningPort{Network: p.network, Port: p.number, Namespace: p.space, Hidden: hidden})
 		}
 		entry := &list[i]
 		entry.Addresses = append(entry.Addresses, s.local.Addr().String())
 		// Of several owners the first counts, which for a server with workers is the one that started them.
-		if pid != 0 && (entry.PID == 0 || pid < entry.PID) {
+		first := pid != 0 && (entry.PID == 0 || pid < entry.PID)
+		if first {
 			entry.PID = pid
-			owner := l.owners.process(pid)
 			entry.ProcessName, entry.Command, entry.StartedAt = owner.name, owner.command, owner.started
+		}
+		if first || !seen {
+			l.place(entry, s, owner)
 		}
 	}
 	for i := range list {
@@ -117,7 +187,30 @@ func (l *Lister) group(sockets []socket) []wire.ListeningPort {
 		list[i].Addresses = slices.Compact(list[i].Addresses)
 	}
 	slices.SortFunc(list, func(a, b wire.ListeningPort) int {
-		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Network, b.Network))
+		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Network, b.Network), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Hidden, b.Hidden))
 	})
 	return list
+}
+
+// place says whose a port is: which container's, and which user's.
+func (l *Lister) place(entry *wire.ListeningPort, s socket, owner *process) {
+	id := ""
+	if owner != nil {
+		id = l.spaces.foreign(owner.container)
+	}
+	if id == "" && s.space != 0 {
+		id = l.spaces.container(s.space)
+	}
+	switch {
+	case id != "":
+		entry.Container = l.names.of(id)
+		entry.User = strconv.FormatUint(uint64(s.uid), 10) // what the container calls it, we do not know
+		if s.uid == 0 {
+			entry.User = "root"
+		}
+		return
+	case s.space == 0:
+		entry.Container = l.names.publishes(s)
+	}
+	entry.User = l.owners.user(s.uid)
 }

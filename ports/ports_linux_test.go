@@ -6,56 +6,142 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/internal/netlab"
 	"github.com/berthd/berth/wire"
 )
 
 // What this test binary does when it is started as a helper process.
 const (
-	roleVar    = "BERTH_PORTS_TEST_ROLE"
-	roleListen = "listen" // print a port, listen on it until stdin ends
-	roleList   = "list"   // print the list as JSON
+	roleVar     = "BERTH_PORTS_TEST_ROLE"
+	roleListen  = "listen"  // print a port, listen on it until stdin ends
+	roleList    = "list"    // listen, print the list as JSON
+	roleSealed  = "sealed"  // may use no netlink; then as list
+	roleWalled  = "walled"  // may enter no namespace; then as list
+	roleHidden  = "hidden"  // list as another user, in a /proc that hides what is not one's own
+	roleCompare = "compare" // compare with ss, as often as roundsVar says
+	roundsVar   = "BERTH_PORTS_TEST_ROUNDS"
 )
 
 func TestMain(m *testing.M) {
-	switch os.Getenv(roleVar) {
+	role := os.Getenv(roleVar)
+	if role == "" {
+		goleak.VerifyTestMain(m)
+		return
+	}
+	if err := play(role); err != nil {
+		fmt.Fprintln(os.Stderr, role+":", err)
+		os.Exit(1)
+	}
+}
+
+func play(role string) error {
+	switch role {
 	case roleListen:
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
-			panic(err)
+			return err
+		}
+		if err := os.WriteFile("/proc/self/comm", []byte(hostile), 0); err != nil {
+			return err
 		}
 		fmt.Println(l.Addr().(*net.TCPAddr).Port)
 		os.Stdin.Read(make([]byte, 1))
-	case roleList:
-		list, err := New(Config{}).List(context.Background())
-		if err != nil {
-			panic(err)
+		return nil
+	case roleSealed:
+		if err := refuse(unix.SYS_SOCKET, unix.AF_NETLINK); err != nil {
+			return err
 		}
-		json.NewEncoder(os.Stdout).Encode(list)
-	default:
-		goleak.VerifyTestMain(m)
+	case roleWalled:
+		if err := refuse(unix.SYS_SETNS, anyArgument); err != nil {
+			return err
+		}
+	case roleHidden:
+		if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := unix.Mount("proc", "/proc", "proc", 0, "hidepid=2"); err != nil {
+			return err
+		}
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), roleVar+"="+roleList)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: nobody}
+		return cmd.Run()
+	case roleCompare:
+		return compare(os.Getenv(roundsVar))
 	}
+	own, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	l := New(Config{HidePIDs: []int{os.Getpid()}})
+	list, err := l.List(context.Background())
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(wire.ListeningPorts{Ports: list, Source: l.Source()})
+}
+
+// hostile is the name that a helper which listens gives itself.
+const hostile = "\x1b[31m)\n(<b>&"
+
+var nobody = &syscall.Credential{Uid: 65534, Gid: 65534}
+
+// anyArgument has refuse not look at the argument.
+const anyArgument = 1<<32 - 1
+
+// refuse makes the kernel refuse a system call to this process, if its first argument is the given one.
+func refuse(call, argument uint32) error {
+	const load, equal, answer = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_RET | unix.BPF_K
+	filter := []unix.SockFilter{
+		{Code: load, K: 0}, // the number of the call
+		{Code: equal, K: call, Jf: 3},
+		{Code: load, K: 16}, // its first argument
+		{Code: equal, K: argument, Jf: 1},
+		{Code: answer, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
+		{Code: answer, K: unix.SECCOMP_RET_ALLOW},
+	}
+	if argument == anyArgument {
+		filter[2], filter[3] = filter[4], filter[5]
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program))); errno != 0 {
+		return fmt.Errorf("cannot set a seccomp filter: %w", errno)
+	}
+	return nil
 }
 
 // helper starts this binary in a role; it ends with the test.
 func helper(t *testing.T, role string, as *syscall.Credential) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), roleVar+"="+role)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
+	return cmd, start(t, cmd, role)
+}
+
+// start starts a command that becomes this binary in a role, and returns what it says. It ends with the test.
+func start(t *testing.T, cmd *exec.Cmd, role string) *bufio.Reader {
+	t.Helper()
+	cmd.Env = append(os.Environ(), roleVar+"="+role)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -69,13 +155,13 @@ func helper(t *testing.T, role string, as *syscall.Credential) (*exec.Cmd, *bufi
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { in.Close(); cmd.Wait() })
-	return cmd, bufio.NewReader(out)
+	return bufio.NewReader(out)
 }
 
-// find returns the entry of a port.
+// find returns the entry of a port in our own network namespace.
 func find(list []wire.ListeningPort, network string, port int) *wire.ListeningPort {
 	for i := range list {
-		if list[i].Network == network && int(list[i].Port) == port {
+		if list[i].Network == network && int(list[i].Port) == port && list[i].Namespace == 0 {
 			return &list[i]
 		}
 	}
@@ -93,49 +179,64 @@ func lists(t *testing.T, l *Lister) []wire.ListeningPort {
 
 // sources runs a test over each way to learn of sockets.
 func sources(t *testing.T, test func(t *testing.T, l *Lister)) {
-	for _, s := range []source{diag{}, procNet{}} {
+	for _, s := range []source{new(diag), procNet{}} {
 		t.Run(s.String(), func(t *testing.T) { test(t, &Lister{source: s}) })
 	}
 }
 
-func TestEveryAddress(t *testing.T) {
-	v6only := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1) })
-	}}
+// A kind of listener.
+type kind struct{ network, address, want string }
+
+var kinds = []kind{
+	{"tcp4", "0.0.0.0:0", "0.0.0.0"},
+	{"tcp4", "127.0.0.1:0", "127.0.0.1"},
+	{"tcp4", "127.3.2.1:0", "127.3.2.1"},
+	{"tcp", "[::]:0", "::"},
+	{"tcp6", "[::]:0", "::"}, // for IPv6 only
+	{"tcp6", "[::1]:0", "::1"},
+	{"udp4", "0.0.0.0:0", "0.0.0.0"},
+	{"udp4", "127.0.0.1:0", "127.0.0.1"},
+	{"udp", "[::]:0", "::"},
+	{"udp6", "[::]:0", "::"}, // for IPv6 only
+	{"udp6", "[::1]:0", "::1"},
+}
+
+// open listens, and returns the port.
+func (k kind) open(t *testing.T) (io.Closer, int) {
+	t.Helper()
+	if strings.HasPrefix(k.network, "udp") {
+		c, err := net.ListenPacket(k.network, k.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c, c.LocalAddr().(*net.UDPAddr).Port
+	}
+	l, err := net.Listen(k.network, k.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, l.Addr().(*net.TCPAddr).Port
+}
+
+// in returns the entry of a port of this kind, whose only address it is.
+func (k kind) in(list []wire.ListeningPort, port int) *wire.ListeningPort {
+	p := find(list, k.network[:3], port)
+	if p == nil || !slices.Equal(p.Addresses, []string{k.want}) || p.PID != os.Getpid() {
+		return nil
+	}
+	return p
+}
+
+func TestEveryKind(t *testing.T) {
 	sources(t, func(t *testing.T, l *Lister) {
-		for _, tt := range []struct{ network, address, want string }{
-			{"tcp4", "0.0.0.0:0", "0.0.0.0"},
-			{"tcp4", "127.0.0.1:0", "127.0.0.1"},
-			{"tcp4", "127.3.2.1:0", "127.3.2.1"},
-			{"tcp", "[::]:0", "::"},
-			{"tcp6", "[::1]:0", "::1"},
-			{"udp4", "0.0.0.0:0", "0.0.0.0"},
-			{"udp6", "[::1]:0", "::1"},
-		} {
-			var addr net.Addr
-			if strings.HasPrefix(tt.network, "udp") {
-				c, err := v6only.ListenPacket(t.Context(), tt.network, tt.address)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer c.Close()
-				addr = c.LocalAddr()
-			} else {
-				c, err := net.Listen(tt.network, tt.address)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer c.Close()
-				addr = c.Addr()
+		for _, k := range kinds {
+			open, port := k.open(t)
+			if list := lists(t, l); k.in(list, port) == nil {
+				t.Errorf("%s on %s: %+v", k.network, k.address, find(list, k.network[:3], port))
 			}
-			port := int(netip.MustParseAddrPort(addr.String()).Port())
-			got := find(lists(t, l), tt.network[:3], port)
-			if got == nil {
-				t.Errorf("%s on %s is not listed", tt.network, addr)
-				continue
-			}
-			if diff := cmp.Diff([]string{tt.want}, got.Addresses); diff != "" || got.PID != os.Getpid() {
-				t.Errorf("%s on %s: process %d, addresses %s", tt.network, addr, got.PID, diff)
+			open.Close()
+			if p := find(lists(t, l), k.network[:3], port); p != nil {
+				t.Errorf("%s on %s: closed, but %+v", k.network, k.address, p)
 			}
 		}
 	})
@@ -175,7 +276,7 @@ func TestOwner(t *testing.T) {
 	port, _ := strconv.Atoi(strings.TrimSpace(line))
 	sources(t, func(t *testing.T, l *Lister) {
 		got := find(lists(t, l), "tcp", port)
-		if got == nil || got.PID != cmd.Process.Pid || got.Command != "/proc/self/exe" || got.ProcessName != "exe" || got.User == "" {
+		if got == nil || got.PID != cmd.Process.Pid || got.Command != "/proc/self/exe" || got.ProcessName != hostile || got.User == "" {
 			t.Fatalf("got %+v, want process %d", got, cmd.Process.Pid)
 		}
 		if got.StartedAt == nil || time.Since(*got.StartedAt).Abs() > time.Minute {
@@ -191,26 +292,86 @@ func TestOwner(t *testing.T) {
 	})
 }
 
-// A port whose owner may not be read is listed without.
-func TestUnreadableOwner(t *testing.T) {
+// list starts this binary in a role that lists, and returns what it found.
+func listAs(t *testing.T, role string, attr syscall.SysProcAttr) wire.ListeningPorts {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("this test needs root, to become somebody else")
 	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.SysProcAttr = &attr
+	var answer wire.ListeningPorts
+	if err := json.NewDecoder(start(t, cmd, role)).Decode(&answer); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(answer.Ports, func(p wire.ListeningPort) bool { return p.Hidden == Berthd && p.Namespace == 0 && p.PID != 0 }) {
+		t.Errorf("its own port is not listed: %+v", answer.Ports)
+	}
+	return answer
+}
+
+// A port whose owner may not be read, or not even seen, is listed without.
+func TestUnreadableOwner(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	const nobody = 65534
-	_, out := helper(t, roleList, &syscall.Credential{Uid: nobody, Gid: nobody})
-	var list []wire.ListeningPort
-	if err := json.NewDecoder(out).Decode(&list); err != nil {
-		t.Fatal(err)
-	}
 	port := l.Addr().(*net.TCPAddr).Port
 	want := &wire.ListeningPort{Network: "tcp", Port: uint16(port), Addresses: []string{"127.0.0.1"}, User: "root"}
-	if diff := cmp.Diff(want, find(list, "tcp", port)); diff != "" {
-		t.Error(diff)
+	for role, attr := range map[string]syscall.SysProcAttr{
+		roleList:   {Credential: nobody},
+		roleHidden: {Cloneflags: unix.CLONE_NEWNS},
+	} {
+		answer := listAs(t, role, attr)
+		if diff := cmp.Diff(want, find(answer.Ports, "tcp", port)); diff != "" {
+			t.Errorf("%s: %s", role, diff)
+		}
+	}
+}
+
+// Whoever has the rights sees the owner of every port.
+func TestAnotherUsersPort(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("this test needs root, to become somebody else")
+	}
+	cmd, out := helper(t, roleListen, nobody)
+	line, err := out.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, _ := strconv.Atoi(strings.TrimSpace(line))
+	sources(t, func(t *testing.T, l *Lister) {
+		if got := find(lists(t, l), "tcp", port); got == nil || got.PID != cmd.Process.Pid || got.User != "nobody" {
+			t.Errorf("got %+v", got)
+		}
+	})
+}
+
+// Where netlink is refused, /proc says the same; where other namespaces may not be entered too.
+func TestSealed(t *testing.T) {
+	lab := netlab.New(t, "ports", "a")
+	inside, insidePort, _ := inSpace(t, lab, "a", roleListen)
+	cmd, out := helper(t, roleListen, nil)
+	line, err := out.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, _ := strconv.Atoi(strings.TrimSpace(line))
+	for role, source := range map[string]string{
+		roleSealed: "/proc/net",
+		roleWalled: "netlink, and /proc/net for namespaces that may not be entered",
+	} {
+		answer := listAs(t, role, syscall.SysProcAttr{})
+		if answer.Source != source {
+			t.Errorf("%s: source %q, want %q", role, answer.Source, source)
+		}
+		if got := find(answer.Ports, "tcp", port); got == nil || got.PID != cmd.Process.Pid {
+			t.Errorf("%s: %+v", role, got)
+		}
+		if got := elsewhere(answer.Ports, insidePort, inside.Process.Pid); got == nil {
+			t.Errorf("%s: the port in a namespace is not listed: %+v", role, answer.Ports)
+		}
 	}
 }
 
@@ -234,47 +395,185 @@ func TestOpenedAndClosed(t *testing.T) {
 	})
 }
 
-// ss asks the same kernel; what it lists before and after is in the list, and what is in the list it knows.
-func TestSameAsSS(t *testing.T) {
-	for range 5 {
-		l, err := net.Listen("tcp", ":0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
+// A command line of any length and content is told in part, and as text.
+func TestHugeCommand(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe", slices.Repeat([]string{"\xff\x1b]0;x\a" + strings.Repeat("é", 1<<10)}, 200)...)
+	line, err := start(t, cmd, roleListen).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
 	}
+	port, _ := strconv.Atoi(strings.TrimSpace(line))
+	got := find(lists(t, New(Config{})), "tcp", port)
+	if got == nil || !utf8.ValidString(got.Command) || len(got.Command) < maxCommand/2 || len(got.Command) > maxCommand+8 {
+		t.Errorf("got %+v", got)
+	}
+	if _, err := json.Marshal(got); err != nil {
+		t.Error(err)
+	}
+}
+
+// Processes that end while they are looked at do no harm.
+func TestVanishing(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	busy := exec.CommandContext(ctx, "perl", "-e", `use Socket; $SIG{CHLD} = "IGNORE";
+		while (1) { next if fork; socket($s, PF_INET, SOCK_STREAM, 0); bind($s, sockaddr_in(0, INADDR_LOOPBACK)); listen($s, 1); exit }`)
+	if err := busy.Start(); err != nil {
+		t.Fatalf("cannot start perl (perl-base must be installed): %v", err)
+	}
+	open, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
 	sources(t, func(t *testing.T, l *Lister) {
-		before := ss(t)
-		got := make(map[string]bool)
-		for _, p := range lists(t, l) {
-			got[fmt.Sprintf("%s %d", p.Network, p.Port)] = true
-		}
-		after := ss(t)
-		for p := range before {
-			if after[p] && !got[p] {
-				t.Errorf("%s is in ss and not in the list", p)
-			}
-		}
-		for p := range got {
-			if !before[p] && !after[p] {
-				t.Errorf("%s is in the list and not in ss", p)
+		for range 50 {
+			if find(lists(t, l), "tcp", open.Addr().(*net.TCPAddr).Port) == nil {
+				t.Fatal("a port is missing")
 			}
 		}
 	})
+	cancel()
+	busy.Wait()
 }
 
-func ss(t *testing.T) map[string]bool {
-	t.Helper()
-	out, err := exec.Command("ss", "-Hltun").Output()
-	if err != nil {
-		t.Fatalf("cannot run ss (iproute2 must be installed): %v", err)
+// A farm is 200 processes that listen on 10 ports each, of every kind. It says a dot for each process, and ends with its standard input.
+const farm = `use Socket qw(:all); $| = 1;
+	for (1 .. 200) {
+		next if fork;
+		for my $kind (0 .. 9) {
+			my $six = $kind & 1;
+			my $address = $kind & 2 ? ($six ? "::1" : "127.0.0.1") : ($six ? "::" : "0.0.0.0");
+			my $udp = $kind > 6;
+			socket(my $s, $six ? PF_INET6 : PF_INET, $udp ? SOCK_DGRAM : SOCK_STREAM, 0) or die "socket: $!";
+			if ($six) { setsockopt($s, IPPROTO_IPV6, IPV6_V6ONLY, $kind == 1 ? 1 : 0) or die "v6only: $!" }
+			bind($s, $six ? pack_sockaddr_in6(0, inet_pton(AF_INET6, $address)) : pack_sockaddr_in(0, inet_aton($address))) or die "bind: $!";
+			$udp or listen($s, 5) or die "listen: $!";
+			push @all, $s;
+		}
+		print "."; sysread STDIN, $_, 1; exit;
 	}
-	ports := make(map[string]bool)
+	sysread STDIN, $_, 1; `
+
+// On a machine with 2,000 listeners in 200 processes, ss of the same moment has the same sockets with the same owners: ten times in a row, and a hundred
+// times with BERTH_LONG.
+func TestSameAsSS(t *testing.T) {
+	rounds := "10"
+	if os.Getenv("BERTH_LONG") != "" {
+		rounds = "100"
+	}
+	t.Setenv(roundsVar, rounds)
+	lab := netlab.New(t, "ports", "farm")
+	dots := start(t, lab.Command("farm", "perl", "-e", farm), "")
+	if _, err := io.ReadFull(dots, make([]byte, 200)); err != nil {
+		t.Fatalf("not all processes came up (perl-base must be installed): %v", err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := io.ReadAll(start(t, lab.Command("farm", exe), roleCompare))
+	if err != nil || string(said) != "the same "+rounds+" times\n" {
+		t.Errorf("%s%v", said, err)
+	}
+	// From outside, the same is listed for that namespace.
+	want, err := ss(lab.Command("farm", "ss", "-Hlntup"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	spaces := make(map[int64][]wire.ListeningPort)
+	for _, p := range lists(t, New(Config{})) {
+		spaces[p.Namespace] = append(spaces[p.Namespace], p)
+	}
+	for id, list := range spaces {
+		if diff := differ(want, list); diff == "" {
+			return
+		} else if len(list) > 1000 {
+			t.Errorf("in namespace %d: %s", id, diff)
+		}
+	}
+	t.Error("no namespace has what ss has in it")
+}
+
+// compare compares with ss, and says how often both were the same.
+func compare(rounds string) error {
+	n, err := strconv.Atoi(rounds)
+	if err != nil {
+		return err
+	}
+	warm := New(Config{})
+	for i := range n {
+		want, err := ss(exec.Command("ss", "-Hlntup"))
+		if err != nil {
+			return err
+		}
+		sockets := 0
+		for _, e := range want {
+			sockets += len(e.addresses)
+		}
+		if sockets != 2000 {
+			return fmt.Errorf("ss lists %d sockets, want 2000", sockets)
+		}
+		l := warm
+		if i%4 == 3 {
+			l = New(Config{})
+		}
+		list, err := l.List(context.Background())
+		if err != nil {
+			return err
+		}
+		own := slices.DeleteFunc(slices.Clone(list), func(p wire.ListeningPort) bool { return p.Namespace != 0 })
+		if diff := differ(want, own); diff != "" {
+			return fmt.Errorf("round %d: %s", i+1, diff)
+		}
+	}
+	fmt.Printf("the same %d times\n", n)
+	return nil
+}
+
+// differ compares a list with what ss says.
+func differ(want map[string]entry, list []wire.ListeningPort) string {
+	got := make(map[string]entry)
+	for _, p := range list {
+		got[fmt.Sprintf("%s %d", p.Network, p.Port)] = entry{p.Addresses, p.PID}
+	}
+	return cmp.Diff(want, got, cmp.AllowUnexported(entry{}))
+}
+
+// entry is what is compared of a port: its addresses, and of the processes that have it the one that began first.
+type entry struct {
+	addresses []string
+	pid       int
+}
+
+// ss returns what ss lists, by network and port.
+func ss(cmd *exec.Cmd) (map[string]entry, error) {
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("cannot run ss (iproute2 must be installed): %w", err)
+	}
+	ports := make(map[string]entry)
 	for line := range strings.Lines(string(out)) {
 		f := strings.Fields(line)
-		ports[f[0]+" "+f[4][strings.LastIndexByte(f[4], ':')+1:]] = true
+		colon := strings.LastIndexByte(f[4], ':')
+		address := strings.Trim(f[4][:colon], "[]")
+		if address == "*" { // of both families
+			address = "::"
+		}
+		_, owner, _ := strings.Cut(line, "pid=")
+		owner, _, _ = strings.Cut(owner, ",")
+		pid, err := strconv.Atoi(owner)
+		if err != nil {
+			return nil, fmt.Errorf("ss knows no owner: %s", line)
+		}
+		e := ports[f[0]+" "+f[4][colon+1:]]
+		e.addresses = append(e.addresses, address)
+		slices.Sort(e.addresses)
+		if e.pid == 0 || pid < e.pid {
+			e.pid = pid
+		}
+		ports[f[0]+" "+f[4][colon+1:]] = e
 	}
-	return ports
+	return ports, nil
 }
 
 func TestBestSource(t *testing.T) {
@@ -309,9 +608,9 @@ func TestParseStat(t *testing.T) {
 		"no name":     {"7 x S", "", nil},
 		"empty":       {"", "", nil},
 	} {
-		gotName, gotStarted := parseStat(tt.in, boot)
-		if gotName != tt.name || !cmp.Equal(gotStarted, tt.started) {
-			t.Errorf("%s: got %q, %v; want %q, %v", name, gotName, gotStarted, tt.name, tt.started)
+		gotName, ticks := parseStat(tt.in)
+		if got := sinceBoot(ticks, boot); gotName != tt.name || !cmp.Equal(got, tt.started) {
+			t.Errorf("%s: got %q, %v; want %q, %v", name, gotName, got, tt.name, tt.started)
 		}
 	}
 }
@@ -329,31 +628,126 @@ func TestSocketInode(t *testing.T) {
 	}
 }
 
-func FuzzParseDiag(f *testing.F) {
-	v4 := make([]byte, diagMessageSize)
-	v4[0] = unix.AF_INET
-	binary.BigEndian.PutUint16(v4[4:], 8080)
-	copy(v4[8:], []byte{127, 0, 0, 1})
-	f.Add(v4)
-	f.Add([]byte{unix.AF_INET6})
+// message makes a netlink message.
+func message(kind uint16, seq uint32, body []byte) []byte {
+	b := binary.NativeEndian.AppendUint32(nil, uint32(unix.NLMSG_HDRLEN+len(body)))
+	b = binary.NativeEndian.AppendUint16(b, kind)
+	b = binary.NativeEndian.AppendUint16(b, 0)
+	b = binary.NativeEndian.AppendUint32(b, seq)
+	b = binary.NativeEndian.AppendUint32(b, 0)
+	return append(b, body...)
+}
+
+func inetMessage(family byte, port uint16) []byte {
+	b := make([]byte, diagMessageSize)
+	b[0] = family
+	binary.BigEndian.PutUint16(b[4:], port)
+	copy(b[8:], []byte{127, 0, 0, 1})
+	return b
+}
+
+func TestParseDump(t *testing.T) {
+	sock := message(unix.SOCK_DIAG_BY_FAMILY, 7, inetMessage(unix.AF_INET, 80))
+	unbound := message(unix.SOCK_DIAG_BY_FAMILY, 7, inetMessage(unix.AF_INET, 0))
+	refused := binary.NativeEndian.AppendUint32(nil, uint32(0xffffffff)) // -EPERM
+	for name, tt := range map[string]struct {
+		in      []byte
+		sockets int
+		done    bool
+		err     error
+	}{
+		"two and more to come":  {slices.Concat(sock, sock), 2, false, nil},
+		"the end":               {slices.Concat(sock, message(unix.NLMSG_DONE, 7, make([]byte, 4)), sock), 1, true, nil},
+		"not bound":             {unbound, 0, false, nil},
+		"an answer to others":   {message(unix.SOCK_DIAG_BY_FAMILY, 6, inetMessage(unix.AF_INET, 80)), 0, false, nil},
+		"refused":               {message(unix.NLMSG_ERROR, 7, refused), 0, true, unix.EPERM},
+		"refused half way":      {slices.Concat(sock, message(unix.NLMSG_DONE, 7, refused)), 1, true, unix.EPERM},
+		"another kind":          {message(99, 7, nil), 0, false, nil},
+		"nothing":               {nil, 0, false, nil},
+		"shorter than a header": {sock[:10], 0, false, nil},
+	} {
+		got, done, err := parseDump(tt.in, 7, nil)
+		if len(got) != tt.sockets || done != tt.done || err != tt.err {
+			t.Errorf("%s: %d sockets, %v, %v", name, len(got), done, err)
+		}
+	}
+	for name, in := range map[string][]byte{
+		"longer than the piece": sock[:len(sock)-1],
+		"a short socket":        message(unix.SOCK_DIAG_BY_FAMILY, 7, make([]byte, 8)),
+		"an unknown family":     message(unix.SOCK_DIAG_BY_FAMILY, 7, inetMessage(99, 80)),
+	} {
+		if _, _, err := parseDump(in, 7, nil); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func FuzzParseDump(f *testing.F) {
+	f.Add(slices.Concat(message(unix.SOCK_DIAG_BY_FAMILY, 1, inetMessage(unix.AF_INET, 8080)), message(unix.NLMSG_DONE, 1, make([]byte, 4))))
+	f.Add(message(unix.SOCK_DIAG_BY_FAMILY, 1, inetMessage(unix.AF_INET6, 53)))
+	f.Add(message(unix.NLMSG_ERROR, 1, []byte{0xff, 0xff, 0xff, 0xff}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := parseDiag(b)
-		if (err == nil) != s.local.Addr().IsValid() {
-			t.Errorf("%v, %v", s.local, err)
+		all, _, _ := parseDump(b, 1, nil)
+		for _, s := range all {
+			if !s.local.IsValid() || s.local.Port() == 0 {
+				t.Errorf("got %v", s.local)
+			}
+		}
+	})
+}
+
+func TestParseTable(t *testing.T) {
+	const four = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 12345 1 0000000000000000 100 0 0 10 0"
+	const six = "  12: 00000000000000000000000001000000:0035 00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4294967295 2 0000000000000000 0"
+	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
+		t.Skip("the lines are those of a machine that keeps the last byte first")
+	}
+	for line, want := range map[string]socket{
+		four: {local: netip.MustParseAddrPort("127.0.0.1:8080"), uid: 1000, key: socketKey{inode: 12345}},
+		six:  {local: netip.MustParseAddrPort("[::1]:53"), key: socketKey{inode: 1<<32 - 1}},
+	} {
+		state := byte(stateListen)
+		if want.local.Addr().Is6() {
+			state = stateClose
+		}
+		if got, ok := parseTable([]byte(line), state); !ok || got != want {
+			t.Errorf("got %+v, %v, want %+v", got, ok, want)
+		}
+		if got, ok := parseTable([]byte(line), 1); ok {
+			t.Errorf("of another state: %+v", got)
+		}
+	}
+	for _, line := range []string{
+		"", "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode", four[:90],
+		strings.Replace(four, "0100007F", "0100007", 1), strings.Replace(four, "1F90", "FFFFF", 1), strings.Replace(four, "12345", "4294967296", 1),
+		strings.Replace(four, "1000 ", "root ", 1), strings.Replace(four, "0100007F:1F90", "0100007F.1F90", 1),
+	} {
+		if got, ok := parseTable([]byte(line), stateListen); ok {
+			t.Errorf("%q: %+v", line, got)
+		}
+	}
+}
+
+func FuzzParseTable(f *testing.F) {
+	f.Add("   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 12345 1")
+	f.Add("  12: 00000000000000000000000001000000:0035 0:0 0A 0:0 0:0 0 0 0 1")
+	f.Fuzz(func(t *testing.T, line string) {
+		if s, ok := parseTable([]byte(line), stateListen); ok != s.local.IsValid() {
+			t.Errorf("%v, %v", s, ok)
 		}
 	})
 }
 
 func BenchmarkFirstList(b *testing.B) {
 	for b.Loop() {
-		if _, err := (&Lister{source: diag{}}).List(b.Context()); err != nil {
+		if _, err := (&Lister{source: new(diag)}).List(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
 func BenchmarkLaterList(b *testing.B) {
-	l := &Lister{source: diag{}}
+	l := &Lister{source: new(diag)}
 	for b.Loop() {
 		if _, err := l.List(b.Context()); err != nil {
 			b.Fatal(err)

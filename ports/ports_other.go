@@ -13,18 +13,31 @@ type nothing struct{}
 
 func (nothing) String() string { return "nothing" }
 
-func (nothing) sockets(context.Context) ([]socket, error) { return nil, nil }
+func (nothing) sockets(_ context.Context, _ *namespace, all []socket) ([]socket, error) {
+	return all, nil
+}
+
+type procNet struct{ nothing }
 
 func bestSource(*slog.Logger) source { return nothing{} }
 
+type namespace struct {
+	id     int64
+	pid    int
+	walled bool
+}
+
+type spaces struct{ own namespace }
+
+func (f *spaces) ours() *namespace            { return &f.own }
+func (*spaces) others(time.Time) []*namespace { return nil }
+func (*spaces) container(int64) string        { return "" }
+func (*spaces) foreign(id string) string      { return id }
+func (*spaces) release()                      {}
+
 type owners struct{}
 
-func (owners) resolve(context.Context, []socket) {}
-func (owners) pid(s socket) int                  { return s.pid }
-func (owners) user(uint32) string                { return "" }
-func (owners) process(int) process               { return process{} }
-
-type process struct {
-	name, command, helper string
-	started               *time.Time
-}
+func (owners) resolve(context.Context, []socket, bool, time.Time) bool { return false }
+func (owners) pid(int) int                                             { return 0 }
+func (owners) user(uint32) string                                      { return "" }
+func (owners) process(int) *process                                    { return new(process) }

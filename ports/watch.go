@@ -80,7 +80,19 @@ func (l *Lister) leave(s *scanner) {
 	if last {
 		s.stop()
 		<-s.done
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if !l.watched() {
+			l.spaces.release()
+		}
 	}
+}
+
+// watched reports whether anybody watches.
+func (l *Lister) watched() bool {
+	l.scanning.Lock()
+	defer l.scanning.Unlock()
+	return l.scanner != nil
 }
 
 // scan publishes the list as it changes.

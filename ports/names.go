@@ -1,0 +1,61 @@
+package ports
+
+import (
+	"regexp"
+
+	"github.com/berthd/berth/wire"
+)
+
+// names is what the engines say of containers. Its zero value knows none.
+type names struct {
+	last      []wire.Container
+	byID      map[string]string
+	published map[published]string
+}
+
+// published is a port of this machine that an engine passes on to a container.
+type published struct {
+	network string
+	port    uint16
+}
+
+// learn takes in a list, and reports whether it is another than before.
+func (n *names) learn(list []wire.Container) bool {
+	if len(list) == len(n.last) && (len(list) == 0 || &list[0] == &n.last[0]) {
+		return false
+	}
+	next := names{last: list, byID: make(map[string]string, len(list)), published: make(map[published]string)}
+	for _, c := range list {
+		next.byID[c.ID] = c.Name
+		for _, p := range c.Ports {
+			if p.HostPort != 0 && c.Running {
+				next.published[published{p.Network, p.HostPort}] = c.Name
+			}
+		}
+	}
+	*n = next
+	return true
+}
+
+// of returns the name of a container, or the beginning of its id as engines show it.
+func (n *names) of(id string) string {
+	if name := n.byID[id]; name != "" {
+		return name
+	}
+	return id[:min(len(id), 12)]
+}
+
+// publishes names the container that a port of this machine leads to: the engine's proxy listens there for it, or the engine itself.
+func (n *names) publishes(s socket) string { return n.published[published{s.network, s.local.Port()}] }
+
+// containerID finds the id that Docker, Podman, containerd and CRI-O put into the names of a container's control groups.
+var containerID = regexp.MustCompile(`(?m)(?:^|[/:-])([0-9a-f]{64})\b`)
+
+// containerOf takes the id of the innermost container out of /proc/PID/cgroup (cgroups(7)); "" is none.
+func containerOf(cgroup []byte) string {
+	all := containerID.FindAllSubmatch(cgroup, -1)
+	if len(all) == 0 {
+		return ""
+	}
+	return string(all[len(all)-1][1])
+}

@@ -1,0 +1,73 @@
+package ports
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxCommand is how much of a command line is told. One can have megabytes; this much says what it is.
+const maxCommand = 1024
+
+// readProcess reads what may be read of a process.
+func readProcess(pid int) *process {
+	p := &process{read: time.Now()}
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	if stat, err := os.ReadFile(dir + "stat"); err == nil {
+		p.name, p.ticks = parseStat(string(stat))
+		p.started = sinceBoot(p.ticks, bootTime())
+	}
+	if group, err := os.ReadFile(dir + "cgroup"); err == nil {
+		p.container = containerOf(group)
+	}
+	if f, err := os.Open(dir + "cmdline"); err == nil {
+		text, _ := io.ReadAll(io.LimitReader(f, maxArguments))
+		f.Close()
+		p.editor = editorOf(text)
+		text = text[:min(len(text), maxCommand)]
+		p.command = strings.ToValidUTF8(strings.TrimRight(strings.ReplaceAll(string(text), "\x00", " "), " "), "�")
+	}
+	return p
+}
+
+// parseStat takes the name and the start time out of /proc/PID/stat (proc(5)). The name may hold anything, brackets and spaces included.
+func parseStat(stat string) (name, ticks string) {
+	_, rest, ok := strings.Cut(stat, "(")
+	end := strings.LastIndexByte(rest, ')')
+	if !ok || end < 0 {
+		return "", ""
+	}
+	name = strings.ToValidUTF8(rest[:end], "�")
+	const startTime = 22 - 3 // the third field is the first one after the name
+	fields := strings.Fields(rest[end+1:])
+	if len(fields) <= startTime {
+		return name, ""
+	}
+	return name, fields[startTime]
+}
+
+// sinceBoot turns a start time in the kernel's ticks into a time; nil if it is none.
+func sinceBoot(text string, boot time.Time) *time.Time {
+	ticks, err := strconv.ParseInt(text, 10, 64)
+	// The kernel counts in hundredths of a second on every architecture that Go runs on. A century of them is a broken line.
+	if err != nil || boot.IsZero() || ticks < 0 || ticks > 100*100*365*24*3600 {
+		return nil
+	}
+	// The boot time is only known to within a moment; without rounding two lists of one process would differ.
+	t := boot.Add(time.Duration(ticks) * (time.Second / 100)).UTC().Round(time.Second)
+	return &t
+}
+
+// bootTime is when the machine started, or zero.
+func bootTime() time.Time {
+	var up unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(-time.Duration(up.Nano()))
+}

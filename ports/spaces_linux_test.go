@@ -1,0 +1,208 @@
+package ports
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/berthd/berth/internal/netlab"
+	"github.com/berthd/berth/wire"
+)
+
+// inSpace starts this binary in a role in a network namespace, and ends it with the test or by the function returned.
+func inSpace(t *testing.T, lab *netlab.Lab, name, role string) (cmd *exec.Cmd, port int, end func()) {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd = lab.Command(name, exe)
+	out := start(t, cmd, role)
+	line, err := out.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err = strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmd, port, func() { cmd.Process.Kill(); cmd.Wait() }
+}
+
+// elsewhere returns the entry of a port of a process in another network namespace.
+func elsewhere(list []wire.ListeningPort, port, pid int) *wire.ListeningPort {
+	for i, p := range list {
+		if p.Namespace != 0 && int(p.Port) == port && (pid == 0 || p.PID == pid) {
+			return &list[i]
+		}
+	}
+	return nil
+}
+
+// Ports in other network namespaces are listed beside ours, by entering them and by reading /proc.
+func TestOtherNamespaces(t *testing.T) {
+	lab := netlab.New(t, "ports", "a", "b")
+	cmd, port, end := inSpace(t, lab, "a", roleListen)
+	other, otherPort, _ := inSpace(t, lab, "b", roleListen)
+	sources(t, func(t *testing.T, l *Lister) {
+		list := lists(t, l)
+		got, second := elsewhere(list, port, cmd.Process.Pid), elsewhere(list, otherPort, other.Process.Pid)
+		if got == nil || second == nil {
+			t.Fatalf("not listed: %+v", list)
+		}
+		if got.User != "root" || got.Container != "" || got.Namespace == second.Namespace {
+			t.Errorf("got %+v and %+v", got, second)
+		}
+		link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
+		if err != nil || link != fmt.Sprintf("net:[%d]", got.Namespace) {
+			t.Errorf("namespace %d, want %s (%v)", got.Namespace, link, err)
+		}
+		if p := find(list, "tcp", port); p != nil && p.Namespace == 0 && p.PID == cmd.Process.Pid {
+			t.Errorf("listed as ours: %+v", p)
+		}
+		if source := l.Source(); strings.Contains(source, "and") {
+			t.Errorf("source %q for namespaces that can be entered", source)
+		}
+	})
+	l := &Lister{source: new(diag)}
+	if elsewhere(lists(t, l), port, cmd.Process.Pid) == nil {
+		t.Error("not listed")
+	}
+	end()
+	if got := elsewhere(lists(t, l), port, cmd.Process.Pid); got != nil {
+		t.Errorf("listed after its process ended: %+v", got)
+	}
+}
+
+// Whoever may not enter a namespace reads it in /proc, where everybody may.
+func TestOtherNamespacesWithoutRights(t *testing.T) {
+	lab := netlab.New(t, "ports", "a", "b")
+	_, port, _ := inSpace(t, lab, "a", roleListen)
+	_, otherPort, _ := inSpace(t, lab, "b", roleListen)
+	answer := listAs(t, roleList, syscall.SysProcAttr{Credential: nobody})
+	got, second := elsewhere(answer.Ports, port, 0), elsewhere(answer.Ports, otherPort, 0)
+	if got == nil || second == nil || got.Namespace == second.Namespace {
+		t.Fatalf("got %+v and %+v", got, second)
+	}
+	if got.User != "root" || len(got.Addresses) != 1 || got.Addresses[0] != "127.0.0.1" {
+		t.Errorf("got %+v", got)
+	}
+	if want := "netlink, and /proc/net for namespaces that may not be entered"; answer.Source != want {
+		t.Errorf("source %q, want %q", answer.Source, want)
+	}
+}
+
+// What opens and closes is told within a second: here, in a namespace, and in one that begins while somebody watches. Nothing keeps a namespace alive.
+func TestWatch(t *testing.T) {
+	lab := netlab.New(t, "ports", "a", "b")
+	l := New(Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	lists := make(chan []wire.ListeningPort)
+	watched := make(chan error, 2)
+	watch := func(to chan<- []wire.ListeningPort) {
+		watched <- l.Watch(ctx, func(list []wire.ListeningPort) error {
+			select {
+			case to <- list:
+			case <-ctx.Done():
+			}
+			return nil
+		})
+	}
+	go watch(lists)
+	second := make(chan []wire.ListeningPort, 1000)
+	go watch(second)
+	wait := func(what string, ok func([]wire.ListeningPort) bool) {
+		t.Helper()
+		began := time.Now()
+		for limit := time.After(20 * time.Second); ; {
+			select {
+			case list := <-lists:
+				if ok(list) {
+					t.Logf("%s: told after %v", what, time.Since(began).Round(time.Millisecond))
+					return
+				}
+			case <-limit:
+				t.Fatalf("not told: %s", what)
+			}
+		}
+	}
+	wait("the list at once", func([]wire.ListeningPort) bool { return true })
+	open := make([]int, len(kinds))
+	var opened []io.Closer
+	for i, k := range kinds {
+		var c io.Closer
+		c, open[i] = k.open(t)
+		opened = append(opened, c)
+	}
+	wait("every kind opened here", func(list []wire.ListeningPort) bool {
+		for i, k := range kinds {
+			if k.in(list, open[i]) == nil {
+				return false
+			}
+		}
+		return true
+	})
+	for _, c := range opened {
+		c.Close()
+	}
+	wait("every kind closed here", func(list []wire.ListeningPort) bool {
+		for i, k := range kinds {
+			if k.in(list, open[i]) != nil {
+				return false
+			}
+		}
+		return true
+	})
+	for _, name := range []string{"a", "b", "a"} {
+		cmd, port, end := inSpace(t, lab, name, roleListen)
+		wait("opened in "+name, func(list []wire.ListeningPort) bool { return elsewhere(list, port, cmd.Process.Pid) != nil })
+		end()
+		wait("closed in "+name, func(list []wire.ListeningPort) bool { return elsewhere(list, port, 0) == nil })
+	}
+	if len(second) < 9 {
+		t.Errorf("the second watcher was told %d times", len(second))
+	}
+	cancel()
+	for range 2 {
+		if err := <-watched; err != nil {
+			t.Error(err)
+		}
+	}
+	if l.scanner != nil || l.spaces.own.conn != nil {
+		t.Error("the scanner goes on when nobody watches")
+	}
+}
+
+// A watcher's own failure ends its watch and no other's.
+func TestWatcherFails(t *testing.T) {
+	l := New(Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	told := make(chan struct{}, 1000)
+	done := make(chan error, 1)
+	go func() {
+		done <- l.Watch(ctx, func([]wire.ListeningPort) error { told <- struct{}{}; return nil })
+	}()
+	<-told
+	if err := l.Watch(ctx, func([]wire.ListeningPort) error { return net.ErrClosed }); err != net.ErrClosed {
+		t.Errorf("got %v", err)
+	}
+	open, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	<-told
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
