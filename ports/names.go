@@ -2,6 +2,7 @@ package ports
 
 import (
 	"regexp"
+	"slices"
 
 	"github.com/berthd/berth/wire"
 )
@@ -21,7 +22,9 @@ type published struct {
 
 // learn takes in a list, and reports whether it is another than before.
 func (n *names) learn(list []wire.Container) bool {
-	if len(list) == len(n.last) && (len(list) == 0 || &list[0] == &n.last[0]) {
+	if slices.EqualFunc(list, n.last, func(a, b wire.Container) bool {
+		return a.ID == b.ID && a.Name == b.Name && a.Running == b.Running && slices.Equal(a.Ports, b.Ports)
+	}) {
 		return false
 	}
 	next := names{last: list, byID: make(map[string]string, len(list)), published: make(map[published]string)}

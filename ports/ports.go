@@ -3,6 +3,8 @@ package ports
 import (
 	"cmp"
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -18,9 +20,10 @@ import (
 type Config struct {
 	// HidePIDs are processes whose ports are marked as hidden, for [Berthd].
 	HidePIDs []int
-	// Containers returns the containers of this machine's engines, by which ports get their names. It is called once a scan, and has to answer from
-	// memory; nil knows none. A container that it does not know is called by the beginning of its id.
-	Containers func() []wire.Container
+	// Containers returns the containers of this machine's engines, by which ports get their names. It is called once or twice a scan while there is
+	// another network namespace or a process in a container, and has to answer from memory; nil knows none. A container that it does not know is called
+	// by the beginning of its id.
+	Containers func(context.Context) []wire.Container
 	// Log is where the lister writes; nil discards.
 	Log *slog.Logger
 }
@@ -38,6 +41,8 @@ type Lister struct {
 	spare   []socket // room for the next
 	names   names
 	list    []wire.ListeningPort // of the last scan; nil before the first
+
+	contained bool // some process of the list is in a container
 
 	scanning sync.Mutex
 	scanner  *scanner // nil when nobody watches
@@ -104,7 +109,8 @@ func (l *Lister) List(ctx context.Context) ([]wire.ListeningPort, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, ns := range l.spaces.others(now) {
+	others := l.spaces.others(now)
+	for _, ns := range others {
 		found = l.peek(ctx, ns, found)
 	}
 	fresh := !slices.Equal(found, l.sockets)
@@ -114,13 +120,21 @@ func (l *Lister) List(ctx context.Context) ([]wire.ListeningPort, error) {
 		l.list = nil // it may lack owners that another scan finds
 		return nil, err
 	}
-	if l.cfg.Containers != nil {
-		fresh = l.names.learn(l.cfg.Containers()) || fresh
+	if len(others) > 0 || l.contained {
+		fresh = l.learn(ctx) || fresh
 	}
 	if fresh || l.list == nil {
 		l.list = l.group(l.sockets)
+		if l.contained && l.learn(ctx) {
+			l.list = l.group(l.sockets)
+		}
 	}
 	return l.list, nil
+}
+
+// learn asks for the names of containers, and reports whether there are others than before.
+func (l *Lister) learn(ctx context.Context) bool {
+	return l.cfg.Containers != nil && l.names.learn(l.cfg.Containers(ctx))
 }
 
 // peek appends the sockets of another network namespace. One that ends while it is looked at has none.
@@ -130,13 +144,18 @@ func (l *Lister) peek(ctx context.Context, ns *namespace, all []socket) []socket
 		if err == nil {
 			return found
 		}
-		l.cfg.Log.Debug("cannot enter a network namespace; reading /proc/net", "namespace", ns.id, "pid", ns.pid, "err", err)
+		l.cfg.Log.Debug("cannot ask in a network namespace", "namespace", ns.id, "pid", ns.pid, "err", err)
+		if !errors.Is(err, fs.ErrPermission) {
+			ns.pass()
+			return all
+		}
 		ns.walled = true
 		l.walled.Store(true)
 	}
 	found, err := procNet{}.sockets(ctx, ns, all)
 	if err != nil {
 		l.cfg.Log.Debug("cannot read the sockets of a network namespace", "namespace", ns.id, "pid", ns.pid, "err", err)
+		ns.pass()
 		return all
 	}
 	return found
@@ -150,6 +169,7 @@ func (l *Lister) group(sockets []socket) []wire.ListeningPort {
 		number  uint16
 		hidden  string // what is hidden does not hide what is not
 	}
+	l.contained = false
 	at := make(map[port]int, len(sockets))
 	list := make([]wire.ListeningPort, 0, len(sockets))
 	for i, s := range sockets {
@@ -203,6 +223,7 @@ func (l *Lister) place(entry *wire.ListeningPort, s socket, owner *process) {
 	}
 	switch {
 	case id != "":
+		l.contained = true
 		entry.Container = l.names.of(id)
 		entry.User = strconv.FormatUint(uint64(s.uid), 10) // what the container calls it, we do not know
 		if s.uid == 0 {

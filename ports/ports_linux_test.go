@@ -177,10 +177,16 @@ func lists(t *testing.T, l *Lister) []wire.ListeningPort {
 	return list
 }
 
+func lister(s source) *Lister {
+	l := New(Config{})
+	l.source = s
+	return l
+}
+
 // sources runs a test over each way to learn of sockets.
 func sources(t *testing.T, test func(t *testing.T, l *Lister)) {
 	for _, s := range []source{new(diag), procNet{}} {
-		t.Run(s.String(), func(t *testing.T) { test(t, &Lister{source: s}) })
+		t.Run(s.String(), func(t *testing.T) { test(t, lister(s)) })
 	}
 }
 
@@ -285,7 +291,8 @@ func TestOwner(t *testing.T) {
 		if diff := cmp.Diff(got, find(lists(t, l), "tcp", port)); diff != "" {
 			t.Errorf("the second list differs: %s", diff)
 		}
-		hiding := &Lister{source: l.source, cfg: Config{HidePIDs: []int{cmd.Process.Pid}}}
+		hiding := New(Config{HidePIDs: []int{cmd.Process.Pid}})
+		hiding.source = l.source
 		if got := find(lists(t, hiding), "tcp", port); got == nil || got.Hidden != Berthd {
 			t.Errorf("a process to hide: %+v", got)
 		}
@@ -740,14 +747,14 @@ func FuzzParseTable(f *testing.F) {
 
 func BenchmarkFirstList(b *testing.B) {
 	for b.Loop() {
-		if _, err := (&Lister{source: new(diag)}).List(b.Context()); err != nil {
+		if _, err := lister(new(diag)).List(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
 func BenchmarkLaterList(b *testing.B) {
-	l := &Lister{source: new(diag)}
+	l := lister(new(diag))
 	for b.Loop() {
 		if _, err := l.List(b.Context()); err != nil {
 			b.Fatal(err)

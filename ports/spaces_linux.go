@@ -45,6 +45,9 @@ func (ns *namespace) close() {
 	}
 }
 
+// pass has the next scan try another process: this one has ended, or is about to.
+func (ns *namespace) pass() { delete(ns.pids, ns.pid) }
+
 // spaces knows the network namespaces in use, by the processes in them. Its zero value has looked at none.
 type spaces struct {
 	own      namespace
