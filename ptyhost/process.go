@@ -105,7 +105,7 @@ func RunProcess(ctx context.Context, socket string, log *slog.Logger) error {
 	return NewHost(HostConfig{Log: log}).Serve(ctx, l)
 }
 
-// StartDetached starts cmd in a session of its own, its output appended to the file at logPath, so that it outlives this process and its
+// StartDetached starts cmd in a session of its own, its output appended to the file at logPath (or lost, where the disk is full), so that it outlives this process and its
 // terminal. It is what the start function given to [Ensure] calls. It does not wait; should cmd end before this process, it is reaped.
 func StartDetached(cmd *exec.Cmd, logPath string) error {
 	if err := os.MkdirAll(filepath.Dir(logPath), 0o700); err != nil {
@@ -115,12 +115,16 @@ func StartDetached(cmd *exec.Cmd, logPath string) error {
 	if info, err := os.Stat(logPath); err == nil && info.Size() > maxLog {
 		flags |= os.O_TRUNC
 	}
-	log, err := os.OpenFile(logPath, flags, 0o600)
-	if err != nil {
+	cmd.Stdin = nil
+	switch log, err := os.OpenFile(logPath, flags, 0o600); {
+	case err == nil:
+		defer log.Close()
+		cmd.Stdout, cmd.Stderr = log, log
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		// Terminals are worth more than their log, and may be what it takes to make room.
+	default:
 		return fmt.Errorf("cannot open the terminal host's log: %w", err)
 	}
-	defer log.Close()
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, log, log
 	if cmd.Dir == "" {
 		cmd.Dir = "/" // keep no file system busy
 	}

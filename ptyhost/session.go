@@ -28,6 +28,11 @@ const (
 	readSize = 4 << 10 // Linux gives no more per read of a terminal
 
 	hangupGrace = 3 * time.Second // between hanging a session up and killing it
+
+	// After a resize the next waits this long, and at least resizeShare times as long as that one took: viewers that resize all the time, and
+	// programs that redraw for each, leave most of the time to everybody else. Nobody sees more than 50 sizes a second.
+	resizePause = 20 * time.Millisecond
+	resizeShare = 4
 )
 
 // session is one program on one terminal. It outlives its viewers.
@@ -47,7 +52,9 @@ type session struct {
 	screen     *picture
 	size       Size
 	viewers    map[*viewer]struct{}
-	active     *viewer // whose size the terminal has
+	active     *viewer // whose size the terminal has, or gets when it may
+	resizable  time.Time
+	refit      *time.Timer // set while a resize waits
 	events     uint64
 	inputs     []input
 	lastActive time.Time
@@ -104,7 +111,7 @@ func (s *session) run() {
 	exit.Reason = s.reason
 	s.exit = &exit
 	s.endsAt = time.Time{}
-	for _, timer := range []*time.Timer{s.idle, s.kill} {
+	for _, timer := range []*time.Timer{s.idle, s.kill, s.refit} {
 		if timer != nil {
 			timer.Stop()
 		}
@@ -361,17 +368,35 @@ func (s *session) startIdle() {
 	s.idle, s.endsAt = timer, time.Now().Add(d)
 }
 
-// activate gives the terminal v's size. The session's lock is held, so no output comes between the screen's change and the program's.
+// activate makes v the viewer whose size the terminal has. The session's lock is held.
 func (s *session) activate(v *viewer) {
 	s.active = v
-	if v.size == s.size || s.exit != nil {
+	s.fit()
+}
+
+// fit gives the terminal the active viewer's size, now or when the pause since the last resize is over. The session's lock is held, so no output
+// comes between the screen's change and the program's.
+func (s *session) fit() {
+	if s.active == nil || s.active.size == s.size || s.exit != nil || s.refit != nil {
 		return
 	}
-	s.size = v.size
-	s.screen.resize(v.size)
-	if err := s.tty.resize(v.size); err != nil && !errors.Is(err, os.ErrClosed) {
-		s.log.Warn("cannot resize the terminal", "size", v.size.String(), "error", err)
+	start := time.Now()
+	if wait := s.resizable.Sub(start); wait > 0 {
+		s.refit = time.AfterFunc(wait, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.refit = nil
+			s.fit()
+		})
+		return
 	}
+	s.size = s.active.size
+	s.screen.resize(s.size)
+	if err := s.tty.resize(s.size); err != nil && !errors.Is(err, os.ErrClosed) {
+		s.log.Warn("cannot resize the terminal", "size", s.size.String(), "error", err)
+	}
+	end := time.Now()
+	s.resizable = end.Add(max(resizePause, resizeShare*end.Sub(start)))
 }
 
 // resize notes a viewer's new size, which the terminal takes if the viewer is the one who typed last.

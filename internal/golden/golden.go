@@ -1,7 +1,8 @@
 // Package golden reads the recorded frames in wire/testdata/golden, by which tests of several packages
 // check what they write and what they read, byte for byte.
 //
-// The files were made by hand from the protocol's pages, not from what our encoders wrote. They are
+// The files were made by hand from the protocol's pages, not from what our encoders wrote; but those that
+// begin with ptyhost are of a protocol that is ours alone, and recorded from the build that they name. They are
 // text: hexadecimal bytes, "text" and `text` for themselves, and comments from a # on. Files are only
 // added; a frame that turns out to be wrong stays, in a file that says so.
 package golden
