@@ -123,6 +123,7 @@ e2e() {
 	tools
 	go test -count=1 -timeout 15m -v ./e2e
 	go test -count=1 -timeout 5m -v ./bench/agents ./bench/ports
+	go test -count=1 -timeout 5m -v ./bench/agents ./bench/terminal
 }
 
 up() { go run ./cmd/berth up --check; }
@@ -179,6 +180,7 @@ bench() {
 	go run ./bench/daemon
 	go run ./bench/mesh
 	go run ./bench/ports
+	go run ./bench/terminal
 }
 
 case ${1:-} in

@@ -1,0 +1,185 @@
+// Command terminal measures terminals, each figure beside its peers' in one run: bulk output through `berth shell`,
+// through OpenSSH's `ssh -tt`, through the terminal host alone, and through a bare loop that reads a PTY; the echo of
+// keystrokes, alone and while another session floods; attaching to a full scrollback; memory of idle and full sessions.
+//
+//	go run ./bench/terminal [-rounds 5] [-only WHAT] [-quick] [-bin DIR]
+//
+// Server, agent, sshd and clients are processes of their own, on loopback. MB/s are 10^6 bytes of the file per second, from the
+// Enter that starts the output to the last line seen. The rounds alternate between all ways. It takes some three minutes.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// settings say how much is measured.
+type settings struct {
+	bin    string // folder with berth and berthd; empty to build them
+	only   string // measure this alone
+	rounds int
+	size   int // bytes of bulk output
+	keys   int // keystrokes a round
+	idle   int // sessions whose memory is measured
+	full   int // sessions with a full scrollback
+
+	settle time.Duration // before memory is read, so that what is garbage is given back
+}
+
+func main() {
+	s := settings{size: 24 << 20, keys: 200, idle: 20, full: 5, settle: 3 * time.Second}
+	quick := flag.Bool("quick", false, "little of everything, once, to see that it works")
+	flag.StringVar(&s.bin, "bin", "", "folder with berth, berthd and berthd-ptyhost; without it they are built as for a release")
+	flag.StringVar(&s.only, "only", "", "measure only bulk, interrupt, echo, attach or memory")
+	flag.IntVar(&s.rounds, "rounds", 5, "how often each is measured")
+	flag.Parse()
+	if *quick {
+		s = quickly(s)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, s, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "bench/terminal:", err)
+		os.Exit(1)
+	}
+}
+
+// quickly returns settings under which figures mean nothing.
+func quickly(s settings) settings {
+	s.rounds, s.size, s.keys, s.idle, s.full = 1, 1<<20, 10, 2, 1
+	return s
+}
+
+// run measures all and prints a table.
+func run(ctx context.Context, s settings, out io.Writer) error {
+	dir, err := os.MkdirTemp("", "bterm")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if s.bin == "" {
+		s.bin = dir
+		if err := build(ctx, dir); err != nil {
+			return err
+		}
+	}
+	file := filepath.Join(dir, "text")
+	if err := os.WriteFile(file, text(s.size), 0o600); err != nil {
+		return err
+	}
+	w, err := start(ctx, s.bin, dir)
+	if err != nil {
+		return err
+	}
+	defer w.stop()
+
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(table, "what\tby\tmedian\tleast to most\tto its peer\t\n")
+	for _, m := range []struct {
+		name    string
+		measure func(context.Context, *world, settings, string, io.Writer) error
+	}{{"bulk", bulk}, {"interrupt", interrupt}, {"echo", echo}, {"attach", attaching}, {"memory", memory}} {
+		if s.only != "" && s.only != m.name {
+			continue
+		}
+		if err := m.measure(ctx, w, s, file, table); err != nil {
+			return fmt.Errorf("%w\n%s", err, w.log())
+		}
+	}
+	return table.Flush()
+}
+
+// build makes the programs as a release would.
+func build(ctx context.Context, dir string) error {
+	tags, err := os.ReadFile("cmd/berthd/tags.txt")
+	if err != nil {
+		return fmt.Errorf("run this from the repository's root: %w", err)
+	}
+	for program, tags := range map[string]string{"berthd": strings.TrimSpace(string(tags)), "berthd-ptyhost": "", "berth": ""} {
+		if _, err := os.Stat("cmd/" + program); err != nil {
+			continue
+		}
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", tags, "-o", filepath.Join(dir, program), "./cmd/"+program)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("cannot build %s: %w\n%s", program, err, out)
+		}
+	}
+	return nil
+}
+
+// text is what people print: source code, logs with colours, progress, other scripts than Latin, long lines.
+func text(size int) []byte {
+	lines := []string{
+		"the quick brown fox jumps over the lazy dog 0123456789 abcdefghijklmnop",
+		"\tfor i := range len(buf) { sum += int(buf[i]) } // checksum of what was read",
+		"\x1b[32mINFO\x1b[0m 2026-01-02T03:04:05Z request served \x1b[1mGET /index.html\x1b[0m 200 in 1.2ms",
+		"",
+		"-rw-r--r-- 1 user user 4096 Jan  2 03:04 Makefile",
+		"größer, schöner, weiter: déjà vu – 速い茶色の狐 ✓ done 🚀",
+		"   Compiling serde v1.0.219 ( 42/128) [=========>                ]",
+		strings.Repeat("long line without an end ", 12),
+		"/usr/lib/gcc/x86_64-linux-gnu/12/../../../x86_64-linux-gnu/crt1.o: in function _start:",
+		"}",
+	}
+	b := make([]byte, 0, size+1<<10)
+	for i := 0; len(b) < size; i++ {
+		b = append(b, lines[(i*7+i/10)%len(lines)]...)
+		b = append(b, '\n')
+	}
+	return b
+}
+
+// series is what was measured of one way to do something.
+type series struct {
+	name   string
+	values []float64
+}
+
+func (s *series) add(v float64) { s.values = append(s.values, v) }
+
+func (s *series) sorted() []float64 { return slices.Sorted(slices.Values(s.values)) }
+
+func (s *series) median() float64 {
+	v := s.sorted()
+	if len(v) == 0 {
+		return 0
+	}
+	return v[len(v)/2]
+}
+
+// quantile returns the value below which a part q of all lies.
+func (s *series) quantile(q float64) float64 {
+	v := s.sorted()
+	if len(v) == 0 {
+		return 0
+	}
+	return v[min(int(q*float64(len(v))), len(v)-1)]
+}
+
+// row prints one line; peer, measured in the same rounds, may be nil. The ratio is the median of the rounds' ratios, as what else a
+// machine does changes from round to round.
+func row(out io.Writer, what string, s *series, unit string, peer *series) {
+	v := s.sorted()
+	ratio := ""
+	if peer != nil {
+		var ratios series
+		for i := range s.values {
+			ratios.add(s.values[i] / peer.values[i])
+		}
+		ratio = fmt.Sprintf("%.2f of %s", ratios.median(), peer.name)
+	}
+	fmt.Fprintf(out, "%s\t%s\t%.3g %s\t%.3g-%.3g\t%s\t\n", what, s.name, s.median(), unit, v[0], v[len(v)-1], ratio)
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -1,0 +1,331 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/creack/pty"
+	"github.com/google/uuid"
+
+	"github.com/berthd/berth/ptyhost"
+)
+
+// What the ways are called in the table.
+const (
+	nameBare  = "bare PTY loop"
+	nameHost  = "ptyhost"
+	nameRaw   = "ptyhost, every byte"
+	nameSSH   = "ssh -tt, OpenSSH"
+	nameBerth = "berth shell"
+)
+
+// window is the size of every terminal.
+var window = ptyhost.Size{Rows: 30, Cols: 100}
+
+// world is what is measured: a control server, an agent with its terminals, and OpenSSH's sshd.
+type world struct {
+	ctx      context.Context
+	bin, dir string
+	env      []string
+	ptys     *hosted
+	sshPort  string
+	stops    []func()
+	logs     bytes.Buffer // of the server, the agent and sshd; read when they have ended
+}
+
+// hosted is a process of the terminal host.
+type hosted struct {
+	client *ptyhost.Client
+	pid    int
+	env    []string
+}
+
+func (h *hosted) rss() (float64, error) { return residentOf(h.pid) }
+
+func (h *hosted) create(script string) *ptyhost.CreateRequest {
+	if script == "" {
+		return nil
+	}
+	return &ptyhost.CreateRequest{Argv: []string{"/bin/sh", "-c", script}, Dir: "/", Env: h.env}
+}
+
+func start(ctx context.Context, bin, dir string) (*world, error) {
+	w := &world{ctx: ctx, bin: bin, dir: dir}
+	w.env = []string{
+		"PATH=" + bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + dir, "XDG_CONFIG_HOME=" + dir, "XDG_STATE_HOME=" + dir,
+		"SHELL=/bin/sh", "USER=root", "LANG=C.UTF-8", "TERM=xterm-256color",
+	}
+	for _, f := range []func() error{w.startBerth, w.startSSH, w.startHost} {
+		if err := f(); err != nil {
+			w.stop()
+			return nil, fmt.Errorf("%w\n%s", err, w.log())
+		}
+	}
+	return w, nil
+}
+
+// stop ends everything, the last first.
+func (w *world) stop() {
+	for i := len(w.stops) - 1; i >= 0; i-- {
+		w.stops[i]()
+	}
+	w.stops = nil
+}
+
+// log returns what the processes said; it ends them first.
+func (w *world) log() string {
+	w.stop()
+	return w.logs.String()
+}
+
+// run starts a process that lives until stop.
+func (w *world) run(program string, env []string, args ...string) (*exec.Cmd, error) {
+	cmd := exec.Command(program, args...)
+	cmd.Env = append(w.env, env...)
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	w.stops = append(w.stops, func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		kill := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
+		cmd.Wait()
+		kill.Stop()
+		w.logs.Write(log.Bytes())
+	})
+	return cmd, nil
+}
+
+// poll tries until f succeeds, 20 s at most.
+func (w *world) poll(what string, f func() error) error {
+	var err error
+	for range 200 {
+		if err = f(); err == nil {
+			return nil
+		}
+		if err := pause(w.ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%s does not start in 20 s: %w", what, err)
+}
+
+func freeAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+var tokenPattern = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+
+func (w *world) startBerth() error {
+	addr, err := freeAddr()
+	if err != nil {
+		return err
+	}
+	data := filepath.Join(w.dir, "data")
+	if _, err := w.run(filepath.Join(w.bin, "berth"), nil, "serve", "--listen", addr, "--data-dir", data); err != nil {
+		return err
+	}
+	var token string
+	err = w.poll("the server", func() error {
+		key, err := os.ReadFile(filepath.Join(data, "admin-key"))
+		if err != nil {
+			return err
+		}
+		cmd := exec.CommandContext(w.ctx, filepath.Join(w.bin, "berth"), "agent", "create", "bench")
+		cmd.Env = append(w.env, "BERTH_URL=http://"+addr, "BERTH_TOKEN="+strings.TrimSpace(string(key)))
+		out, err := cmd.CombinedOutput()
+		if token = tokenPattern.FindString(string(out)); token == "" {
+			return fmt.Errorf("no token in %q: %v", out, err)
+		}
+		w.env = cmd.Env
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	_, err = w.run(filepath.Join(w.bin, "berthd"), []string{"BERTH_TOKEN=" + token}, "run", "--state-dir", filepath.Join(w.dir, "s"))
+	return err
+}
+
+func (w *world) startSSH() error {
+	const program = "/usr/sbin/sshd"
+	addr, err := freeAddr()
+	if err != nil {
+		return err
+	}
+	_, w.sshPort, _ = net.SplitHostPort(addr)
+	if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // where sshd drops its rights to
+		return err
+	}
+	for _, name := range []string{"host", "user"} {
+		if out, err := exec.CommandContext(w.ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(w.dir, name)).CombinedOutput(); err != nil {
+			return fmt.Errorf("cannot make a key: %w\n%s", err, out)
+		}
+	}
+	config := fmt.Sprintf("HostKey %[1]s/host\nAuthorizedKeysFile %[1]s/user.pub\nPidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin yes\nAcceptEnv LANG\n", w.dir)
+	if err := os.WriteFile(filepath.Join(w.dir, "sshd"), []byte(config), 0o600); err != nil {
+		return err
+	}
+	if _, err := w.run(program, nil, "-D", "-e", "-f", filepath.Join(w.dir, "sshd"), "-o", "ListenAddress=127.0.0.1:"+w.sshPort); err != nil {
+		return err
+	}
+	return w.poll("sshd", func() error {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+w.sshPort)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+}
+
+func (w *world) startHost() error {
+	host, stop, err := w.freshHost(w.ctx)
+	if err != nil {
+		return err
+	}
+	w.ptys = host
+	w.stops = append(w.stops, stop)
+	return nil
+}
+
+// freshHost starts a terminal host as `berthd run` does.
+func (w *world) freshHost(ctx context.Context) (*hosted, func(), error) {
+	socket := filepath.Join(w.dir, "host-"+uuid.NewString()[:8])
+	args := []string{"--socket", socket}
+	program := filepath.Join(w.bin, "berthd-ptyhost")
+	if _, err := os.Stat(program); err != nil {
+		program, args = filepath.Join(w.bin, "berthd"), append([]string{"ptyhost"}, args...)
+	}
+	cmd := exec.Command(program, args...)
+	cmd.Env = w.env
+	if err := cmd.Start(); err != nil {
+		return nil, nil, err
+	}
+	h := &hosted{client: ptyhost.Dial(socket), pid: cmd.Process.Pid, env: w.env}
+	stop := func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+	}
+	err := w.poll("the terminal host", func() error {
+		_, err := h.client.List(ctx)
+		return err
+	})
+	if err != nil {
+		stop()
+		return nil, nil, err
+	}
+	return h, stop, nil
+}
+
+// all opens a script through every way, the bare loop first, and waits until each is ready.
+func (w *world) all(ctx context.Context, session, script string, every bool) ([]*terminal, error) {
+	open := []func(string, string) (*terminal, error){w.bare, w.hostWatched, w.ssh, w.berthShell}
+	if every {
+		open = append(open, w.hostRaw)
+	}
+	var ways []*terminal
+	for _, f := range open {
+		t, err := f(session, script)
+		if err == nil {
+			t.again = f
+			ways = append(ways, t)
+		}
+		if err != nil {
+			closeAll(ways)
+			return nil, err
+		}
+	}
+	return ways, nil
+}
+
+// local runs a command on a PTY of ours and reads it in a bare loop.
+func (w *world) local(name string, cmd *exec.Cmd) (*terminal, error) {
+	cmd.Env = w.env
+	master, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: window.Rows, Cols: window.Cols})
+	if err != nil {
+		return nil, err
+	}
+	t := watch(name, master, func() {
+		cmd.Process.Signal(syscall.SIGHUP)
+		kill := time.AfterFunc(5*time.Second, func() { cmd.Process.Kill() })
+		cmd.Wait()
+		kill.Stop()
+		master.Close()
+	})
+	return t, nil
+}
+
+// ready waits for a terminal's first output.
+func ready(t *terminal, err error) (*terminal, error) {
+	if err != nil {
+		return nil, err
+	}
+	if err := t.see("READY"); err != nil {
+		t.close()
+		return nil, fmt.Errorf("%s: %w", t.name, err)
+	}
+	return t, nil
+}
+
+func (w *world) bare(_, script string) (*terminal, error) {
+	return ready(w.local(nameBare, exec.Command("/bin/sh", "-c", script)))
+}
+
+func (w *world) ssh(_, script string) (*terminal, error) {
+	return ready(w.local(nameSSH, exec.Command("ssh", "-tt", "-F", "none", "-p", w.sshPort, "-i", filepath.Join(w.dir, "user"),
+		"-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR", "root@127.0.0.1", script)))
+}
+
+// berthShell opens a session that lives until the end; without a script one that is there already.
+func (w *world) berthShell(session, script string) (*terminal, error) {
+	t, err := w.local(nameBerth, exec.Command(filepath.Join(w.bin, "berth"), "shell", "bench", session, "-c", script))
+	if script == "" || !strings.Contains(script, "READY") {
+		return t, err
+	}
+	return ready(t, err)
+}
+
+func (w *world) hostWatched(session, script string) (*terminal, error) {
+	return ready(w.host(session, script, false))
+}
+
+func (w *world) hostRaw(session, script string) (*terminal, error) {
+	return ready(w.host(session+"-raw", script, true))
+}
+
+// host attaches to a session of the terminal host, which it makes if there is a script.
+func (w *world) host(session, script string, raw bool) (*terminal, error) {
+	a, err := w.ptys.client.Attach(w.ctx, ptyhost.AttachRequest{ID: session, Size: window, Raw: raw, Create: w.ptys.create(script)})
+	if err != nil {
+		return nil, err
+	}
+	name := nameHost
+	if raw {
+		name = nameRaw
+	}
+	return watch(name, a, func() {
+		if script != "" {
+			if err := w.ptys.client.Kill(w.ctx, session, "KILL"); err != nil && !errors.Is(err, ptyhost.ErrNoSession) {
+				fmt.Fprintln(os.Stderr, "bench/terminal: cannot end a session:", strconv.Quote(session), err)
+			}
+		}
+		a.Close()
+	}), nil
+}
