@@ -13,7 +13,6 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -259,52 +258,64 @@ func TestCtrlC(t *testing.T) {
 	}
 }
 
-// TestCatchUpPace wants a viewer that fell behind caught up at once when the flood stops, and now and then while it goes on.
-func TestCatchUpPace(t *testing.T) {
+// TestFlood wants a viewer, however fast it reads, sent the beginning of a flood, the screen now and then while it goes on, the last lines
+// when it stops, and all that comes after.
+func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &session{screen: newPicture(Size{24, 80}, slog.New(slog.DiscardHandler)), viewers: map[*viewer]struct{}{}, room: make(chan struct{}, 1)}
 		v := &viewer{session: s, size: Size{24, 80}, ready: make(chan struct{}, 1)}
 		s.viewers[v] = struct{}{}
-		flood := func() {
-			for range maxBacklog/readSize + 1 {
-				s.output(bytes.Repeat([]byte("y\r\n"), readSize/3))
-			}
-		}
-		// sent takes what is queued, then says after what pause a snapshot came.
-		sent := func() time.Duration {
-			t.Helper()
-			if _, out, _, pause := v.take(nil); len(out) < maxBacklog-readSize || len(out) > maxBacklog || pause != 0 {
-				t.Fatalf("%d bytes are queued, and a pause of %v", len(out), pause)
-			}
-			begun := time.Now()
-			for {
-				_, out, _, pause := v.take(nil)
-				if len(out) > 0 {
-					return time.Since(begun)
+		line := 0
+		print := func(n int) { // at 40 MB a second, as fast as a terminal can be
+			for range n / readSize {
+				var p []byte
+				for len(p) < readSize {
+					p = fmt.Appendf(p, "line %08d, and some more of it\r\n", line)
+					line++
 				}
-				time.Sleep(pause)
+				s.output(p)
+				time.Sleep(100 * time.Microsecond)
 			}
 		}
-		flood()
-		if d := sent(); d != calm {
-			t.Errorf("after the first flood it came after %v", d)
+		take := func() (string, time.Duration) {
+			_, out, _, pause := v.take(nil)
+			return string(out), pause
 		}
-		flood()
-		if d := sent(); d != calm {
-			t.Errorf("after the second flood it came after %v", d)
+		var sent int
+		for range 2 * floodBurst / readSize {
+			print(readSize)
+			out, _ := take()
+			sent += len(out)
 		}
-		flood()
-		var more sync.WaitGroup
-		more.Go(func() {
-			for range 2 * catchUpPause / (calm / 2) {
-				time.Sleep(calm / 2)
-				s.output([]byte("y\r\n"))
+		if sent < floodBurst-readSize || sent > floodBurst*11/10 || !v.stale {
+			t.Errorf("%d bytes were sent of the flood", sent)
+		}
+		var drawn, size int
+		begun := time.Now()
+		for time.Since(begun) < 10*redrawPause {
+			print(readSize)
+			if out, _ := take(); out != "" {
+				drawn, size = drawn+1, size+len(out)
 			}
-		})
-		if d := sent(); d > catchUpPause || d < catchUpPause-calm {
-			t.Errorf("in a flood that went on it came after %v", d)
 		}
-		more.Wait()
+		if drawn < 9 || drawn > 11 || size > drawn*24*81 {
+			t.Errorf("while it went on the screen was drawn %d times, %d bytes in all", drawn, size)
+		}
+		out, pause := take()
+		for out == "" {
+			time.Sleep(pause)
+			out, pause = take()
+		}
+		if quiet := time.Since(s.shown); quiet < calm || quiet > 2*calm {
+			t.Errorf("it was caught up %v after the last output", quiet)
+		}
+		if n := strings.Count(out, "line "); n < maxMissed || n > maxMissed+24 || !strings.Contains(out, fmt.Sprintf("line %08d", line-1)) {
+			t.Errorf("it was given %d lines", n)
+		}
+		s.output([]byte("$ "))
+		if out, _ := take(); out != "$ " {
+			t.Errorf("then it was sent %q", out)
+		}
 	})
 }
 

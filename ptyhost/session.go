@@ -58,9 +58,10 @@ type session struct {
 	events     uint64
 	inputs     []input
 	lastActive time.Time
-	attached   bool // some viewer was told that it is attached
-	told       int  // viewers that were told, or are being told, how the program ended
-	reaped     bool // the program's process id may belong to someone else
+	shown      time.Time // when there was output last
+	attached   bool      // some viewer was told that it is attached
+	told       int       // viewers that were told, or are being told, how the program ended
+	reaped     bool      // the program's process id may belong to someone else
 	reason     string
 	kill       *time.Timer
 	exit       *ExitStatus
@@ -180,10 +181,11 @@ func (s *session) output(p []byte) {
 	s.mu.Lock()
 	lines := s.screen.lines()
 	s.screen.write(p)
-	s.lastActive = time.Now()
+	now := time.Now()
+	s.lastActive, s.shown = now, now
 	var slow []*viewer
 	for v := range s.viewers {
-		v.offer(p, lines)
+		v.offer(p, lines, now)
 		if v.full() {
 			slow = append(slow, v)
 		}
@@ -203,7 +205,7 @@ func (s *session) flush() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for v := range s.viewers {
-		if v.due() {
+		if len(v.out) > 0 {
 			v.wake()
 		}
 	}

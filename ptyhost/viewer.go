@@ -2,6 +2,7 @@ package ptyhost
 
 import (
 	"bufio"
+	"cmp"
 	"net"
 	"sync"
 	"time"
@@ -20,10 +21,14 @@ const (
 	// batch is how much output of a flood a viewer is woken for: each time costs as much as reading some KiB.
 	batch = 64 << 10
 
-	// A viewer that fell behind is caught up when the flood has stopped for calm, or after catchUpPause while it goes on: as often as an eye can
-	// tell, while most of what passes unread costs the network and the viewer's machine nothing.
-	calm         = 5 * time.Millisecond
-	catchUpPause = 50 * time.Millisecond
+	// A viewer may be sent floodBurst bytes at once and floodRate a second: more than anybody reads, and than most terminals keep.
+	// What is beyond it would keep the network, and the machines at both ends, from everything else. Such a flood is over
+	// when there was room for floodOver bytes again, or no output for calm; until then the screen is drawn every redrawPause.
+	floodBurst  = 1 << 20
+	floodRate   = 2 << 20
+	floodOver   = floodBurst / 4
+	calm        = 5 * time.Millisecond
+	redrawPause = 50 * time.Millisecond
 )
 
 // viewer is the host's side of one attachment. Its fields are guarded by the session's lock.
@@ -35,12 +40,14 @@ type viewer struct {
 	size     Size
 	typed    uint64 // when it last typed, in the session's count of such events; 0 never
 
-	out    []byte    // output not yet sent
-	acks   int       // input consumed and not yet acknowledged
-	stale  bool      // output was left out; a snapshot is due once out is sent
-	seen   uint64    // lines scrolled when the viewer became stale
-	since  time.Time // when it became stale
-	queued int       // input under way
+	out      []byte    // output not yet sent
+	acks     int       // input consumed and not yet acknowledged
+	stale    bool      // output was left out; a snapshot is due once out is sent
+	seen     uint64    // lines scrolled when the viewer became stale
+	drawn    time.Time // when it became stale, or was shown the screen since
+	budget   int       // what it may be sent of a flood
+	refilled time.Time // when the budget was so
+	queued   int       // input under way
 
 	telling bool // it is being told how the program ended
 
@@ -55,19 +62,37 @@ func (v *viewer) wake() {
 	}
 }
 
-// offer queues output that the screen has already taken in, after lines lines had scrolled off before it.
-func (v *viewer) offer(p []byte, lines uint64) {
+// offer queues output that the screen took in just now, after lines lines had scrolled off before it.
+func (v *viewer) offer(p []byte, lines uint64, now time.Time) {
+	if v.raw {
+		v.queue(p)
+		return
+	}
+	v.refill(now)
+	v.budget -= len(p)
 	switch {
 	case v.stale:
-		return
-	case !v.raw && len(v.out) > 0 && len(v.out)+len(p) > maxBacklog:
-		v.stale, v.seen, v.since = true, lines, time.Now()
+		v.budget = max(v.budget, 0)
+	case v.budget < 0 || len(v.out) > 0 && len(v.out)+len(p) > maxBacklog:
+		v.budget = max(v.budget, 0)
+		v.stale, v.seen, v.drawn = true, lines, now
+		v.wake() // from here on it keeps time by itself
 	default:
-		v.put(p)
-		if len(v.out) >= batch {
-			v.wake()
-		}
+		v.queue(p)
 	}
+}
+
+func (v *viewer) queue(p []byte) {
+	v.put(p)
+	if len(v.out) >= batch {
+		v.wake()
+	}
+}
+
+// refill gives the viewer what it may be sent more by now.
+func (v *viewer) refill(now time.Time) {
+	v.budget = min(v.budget+int(now.Sub(v.refilled).Seconds()*floodRate), floodBurst)
+	v.refilled = now
 }
 
 // put appends to what is sent next.
@@ -77,9 +102,6 @@ func (v *viewer) put(p []byte) {
 	}
 	v.out = append(v.out, p...)
 }
-
-// due reports whether there is something to send.
-func (v *viewer) due() bool { return len(v.out) > 0 || v.stale }
 
 // full reports whether the program should wait for this viewer.
 func (v *viewer) full() bool { return v.raw && len(v.out) >= maxBacklog }
@@ -95,16 +117,7 @@ func (v *viewer) take(frames []byte) (_, output []byte, exit *ExitStatus, pause 
 		v.acks = 0
 	}
 	if len(v.out) == 0 && v.stale {
-		now := time.Now()
-		pause = min(catchUpPause-now.Sub(v.since), calm-now.Sub(s.lastActive))
-		if pause <= 0 || s.exit != nil {
-			missed := int(min(s.screen.lines()-v.seen, maxMissed))
-			if missed == 0 {
-				missed = -1
-			}
-			v.put(s.screen.snapshot(v.view(missed)))
-			v.stale = false
-		}
+		pause = v.catchUp(time.Now())
 	}
 	output, v.out = v.out, nil
 	if len(output) > 0 {
@@ -116,6 +129,28 @@ func (v *viewer) take(frames []byte) (_, output []byte, exit *ExitStatus, pause 
 		s.told++ // before the viewer can act on it
 	}
 	return frames, output, exit, pause
+}
+
+// catchUp queues what a viewer is shown instead of what was left out: while the flood goes on the screen now and then, at its end the lines
+// missed as well. It returns how long to wait for either.
+func (v *viewer) catchUp(now time.Time) (pause time.Duration) {
+	s := v.session
+	v.refill(now)
+	over := now.Sub(s.shown) >= calm || v.budget >= floodOver || s.exit != nil
+	if !over && now.Sub(v.drawn) < redrawPause {
+		return min(redrawPause-now.Sub(v.drawn), calm-now.Sub(s.shown))
+	}
+	missed := -1
+	if over {
+		missed = cmp.Or(int(min(s.screen.lines()-v.seen, maxMissed)), missed)
+		v.stale = false
+	}
+	v.put(s.screen.snapshot(v.view(missed)))
+	v.drawn = now
+	if over {
+		return 0
+	}
+	return min(redrawPause, calm)
 }
 
 // view describes the viewer's window to the screen model.
