@@ -122,8 +122,7 @@ conformance() {
 e2e() {
 	tools
 	go test -count=1 -timeout 15m -v ./e2e
-	go test -count=1 -timeout 5m -v ./bench/agents ./bench/ports
-	go test -count=1 -timeout 5m -v ./bench/agents ./bench/terminal
+	go test -count=1 -timeout 5m -v ./bench/agents ./bench/ports ./bench/terminal
 }
 
 up() { go run ./cmd/berth up --check; }
