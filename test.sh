@@ -47,7 +47,7 @@ tools() {
 	# Debian keeps some of these where an ordinary user does not look.
 	PATH=$PATH:/usr/sbin:/sbin
 	need gcc=gcc git=git sshd=openssh-server ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
-		less=less man=man-db htop=htop unshare=util-linux node=nodejs npm=npm \
+		less=less man=man-db htop=htop unshare=util-linux node=nodejs npm=npm iperf3=iperf3 dnsmasq=dnsmasq-base \
 		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static perl=perl-base
 	judge
 }

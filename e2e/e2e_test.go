@@ -47,6 +47,8 @@ type machine struct {
 	home, tmp string
 	// mark is in the environment of every process started here, and of their children.
 	mark string
+	// space is the network namespace that everything runs in; empty means the test's own.
+	space string
 }
 
 func newMachine(t *testing.T) *machine {
@@ -83,9 +85,23 @@ func (m *machine) command(name string, args ...string) *exec.Cmd {
 			cmd = exec.Command(p, args...)
 		}
 	}
+	if m.space != "" { // ip becomes the program
+		cmd = exec.Command("ip", append([]string{"netns", "exec", m.space}, cmd.Args...)...)
+	}
 	cmd.Env = m.env()
 	cmd.Dir = m.home
 	return cmd
+}
+
+// isolate has what is started from now on run in a network namespace of its own, in which nothing but
+// the test listens.
+func (m *machine) isolate() {
+	m.t.Helper()
+	space := filepath.Base(filepath.Dir(m.home))
+	m.must("ip", "netns", "add", space)
+	m.t.Cleanup(func() { exec.Command("ip", "netns", "delete", space).Run() })
+	m.space = space
+	m.must("ip", "link", "set", "lo", "up")
 }
 
 func exists(path string) bool {
@@ -168,8 +184,14 @@ type daemon struct {
 
 func (m *machine) start(name string, env []string, args ...string) *daemon {
 	m.t.Helper()
-	d := &daemon{t: m.t, cmd: m.command(name, args...), name: name, more: make(chan struct{}), done: make(chan struct{})}
-	d.cmd.Env = m.env(env...)
+	cmd := m.command(name, args...)
+	cmd.Env = m.env(env...)
+	return m.startCommand(cmd, name)
+}
+
+func (m *machine) startCommand(cmd *exec.Cmd, name string) *daemon {
+	m.t.Helper()
+	d := &daemon{t: m.t, cmd: cmd, name: name, more: make(chan struct{}), done: make(chan struct{})}
 	r, w, err := os.Pipe()
 	if err != nil {
 		m.t.Fatal(err)
@@ -199,7 +221,7 @@ func (m *machine) start(name string, env []string, args ...string) *daemon {
 		d.cmd.Process.Kill()
 		<-d.done
 		if m.t.Failed() {
-			m.t.Logf("%s %q said:\n%s", name, args, d.output())
+			m.t.Logf("%q said:\n%s", cmd.Args, d.output())
 		}
 	})
 	return d

@@ -21,16 +21,22 @@ import (
 type road struct {
 	*machine
 	addr, data, config, token string
+	flags                     []string // of the server
 	server, agent             *daemon
 }
 
 var tokenPattern = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
 
 // newRoad starts the server and mints the token of the agent "box", which the configuration declares.
-func newRoad(t *testing.T, config string) *road {
+func newRoad(t *testing.T, config string, flags ...string) *road {
 	t.Helper()
-	m := newMachine(t)
-	r := &road{machine: m, addr: freeAddr(t), data: filepath.Join(m.home, "data"), config: filepath.Join(m.home, "agents.yaml")}
+	return newRoadOn(newMachine(t), config, flags...)
+}
+
+func newRoadOn(m *machine, config string, flags ...string) *road {
+	t := m.t
+	t.Helper()
+	r := &road{machine: m, flags: flags, addr: freeAddr(t), data: filepath.Join(m.home, "data"), config: filepath.Join(m.home, "agents.yaml")}
 	if err := os.WriteFile(r.config, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +49,7 @@ func newRoad(t *testing.T, config string) *road {
 }
 
 func (r *road) serve() {
-	r.server = r.start("berth", nil, "serve", "--listen", r.addr, "--data-dir", r.data, "--config", r.config)
+	r.server = r.start("berth", nil, append([]string{"serve", "--listen", r.addr, "--data-dir", r.data, "--config", r.config}, r.flags...)...)
 	r.server.wait("http://"+r.addr, 20*time.Second)
 }
 

@@ -386,7 +386,7 @@ func (n *Node) Peers() []PeerStatus {
 		if !p.node.Valid() || p.held {
 			continue
 		}
-		s := PeerStatus{ID: p.id, Key: p.node.Key().String(), Lost: p.lost, Region: p.node.HomeDERP(), LastHandshake: n.lastHandshake(p.node.Key())}
+		s := PeerStatus{ID: p.id, Lost: p.lost, Region: p.node.HomeDERP(), LastHandshake: n.lastHandshake(p.node.Key())}
 		for _, r := range p.route {
 			s.Addrs = append(s.Addrs, r.Addr())
 		}
@@ -397,6 +397,16 @@ func (n *Node) Peers() []PeerStatus {
 		out = append(out, s)
 	}
 	return out
+}
+
+// PeerKey is the public key of the peer with an address, empty if there is
+// none. A node draws a key when it is made, so another key means another
+// process, which knows nothing of earlier connections.
+func (n *Node) PeerKey(ip netip.Addr) string {
+	if k, ok := n.peers.keyByIP(ip); ok {
+		return k.String()
+	}
+	return ""
 }
 
 // lastHandshake is zero for a peer that never completed one.

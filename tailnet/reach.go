@@ -9,6 +9,7 @@ import (
 
 	"tailscale.com/ipn/ipnstate"
 	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
 )
 
 const (
@@ -77,10 +78,15 @@ func (n *Node) AwaitReachable(ctx context.Context, to netip.Addr) error {
 	defer reset.Stop()
 	wait := probeFirst
 	last := errNoPeer
+	var peer key.NodePublic
 	for {
 		// Probes may overtake each other: the answer to any will do.
 		changed := n.peers.wait()
-		if _, ok := n.peers.keyByIP(to); ok {
+		if k, ok := n.peers.keyByIP(to); ok {
+			if k != peer { // another process, which was not waited for yet
+				peer, silence = k, resetAfter
+				reset.Reset(silence)
+			}
 			last = errors.New("it does not answer")
 			n.engine.eng.Ping(to, tailcfg.PingTSMP, 0, func(r *ipnstate.PingResult) {
 				if r.Err == "" {

@@ -22,9 +22,6 @@ type Ping struct {
 type PeerStatus struct {
 	// ID is the peer's id on the coordination stream.
 	ID uuid.UUID
-	// Key is the peer's public key. A node draws one when it is made, so another
-	// key means another process, which knows nothing of earlier connections.
-	Key string
 	// Addrs are the peer's addresses, primary first.
 	Addrs []netip.Addr
 	// Direct is the UDP address in use, invalid while packets go by relay.

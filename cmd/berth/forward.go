@@ -108,6 +108,12 @@ func (f spec) at(i int) spec {
 	return one
 }
 
+// circular tells whether a port would lead to itself, if the agent's loopback is this machine's.
+func (f spec) circular() bool {
+	ip := net.ParseIP(f.host)
+	return f.local == f.remote && (ip == nil || ip.IsLoopback() || ip.IsUnspecified())
+}
+
 // listenAddr is where the first port is served.
 func (f spec) listenAddr() string { return net.JoinHostPort(f.host, strconv.Itoa(int(f.local))) }
 
@@ -124,7 +130,7 @@ after they are gone; where the same port is taken here, the next free one is use
 below 1024, those that cannot be reached on the workspace's loopback, and those of berth itself. What
 "berth ports" hides is left out too.
 
-While the workspace is away, listeners stay open and connections wait up to 30 s for it. A UDP flow
+While the workspace is away, listeners stay open and connections wait for it as long as --wait says. A UDP flow
 ends when nothing has passed for 2 minutes (30 s on port 53).`,
 		Example: `  berth forward demo 8080             # http://127.0.0.1:8080 is demo's port 8080
   berth forward demo 9000:8080 5432
@@ -257,8 +263,18 @@ func (p *program) forward(ctx context.Context, name string, specs []spec, auto b
 		return err
 	}
 	defer m.Close()
+	f := newForwarder(p, m, wait)
+	own, err := m.sharesLoopback(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range specs {
+		if own && s.circular() {
+			return fmt.Errorf("cannot forward port %s of %s to itself: %s is this machine; choose another port here, as in 0:%s",
+				portName(s.network, s.remote), m.agent.Name, m.agent.Name, portName(s.network, s.remote))
+		}
+	}
 	group, ctx := errgroup.WithContext(ctx)
-	f := newForwarder(p, m)
 	for _, line := range describe(specs, all, clean(m.agent.Name)) {
 		fmt.Fprintln(p.out, line)
 	}
@@ -267,7 +283,7 @@ func (p *program) forward(ctx context.Context, name string, specs []spec, auto b
 	}
 	group.Go(func() error { return f.attend(ctx) })
 	if auto {
-		group.Go(func() error { return f.auto(ctx, specs) })
+		group.Go(func() error { return f.auto(ctx, specs, own) })
 	}
 	return group.Wait()
 }
@@ -307,4 +323,35 @@ func (e *endpoint) localPort() uint16 {
 		return a.Port()
 	}
 	return 0
+}
+
+// sharesLoopback tells whether the agent's loopback is this machine's, as in `berth up`: whether a
+// listener here is what a connection to the same port of the agent comes to.
+func (m *mesh) sharesLoopback(ctx context.Context) (bool, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return false, fmt.Errorf("cannot listen on this machine: %w", err)
+	}
+	came := make(chan struct{})
+	go func() {
+		defer close(came)
+		if c, err := l.Accept(); err == nil {
+			c.Close()
+			came <- struct{}{}
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, quickDial)
+	defer cancel()
+	far, err := m.connect(ctx, uint16(l.Addr().(*net.TCPAddr).Port))
+	if err != nil { // refused, as it should be
+		l.Close()
+		<-came
+		return false, nil
+	}
+	defer far.Close()
+	// Something answered. If it was not us, it was a service that has the same number by chance.
+	defer time.AfterFunc(time.Second, func() { l.Close() }).Stop()
+	_, own := <-came
+	l.Close()
+	return own, nil
 }

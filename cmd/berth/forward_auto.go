@@ -7,6 +7,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/berthd/berth/wire"
@@ -36,13 +37,14 @@ type autoForwarding struct {
 type autoForwarder struct {
 	*forwarder
 	skip   map[uint16]bool // those that were asked for by number
+	own    bool            // the workspace is this machine, where a port cannot have its own number twice
 	active map[uint16]*autoForwarding
 	full   bool // people were told that there are too many
 }
 
-// auto forwards ports as they appear, until ctx is done.
-func (f *forwarder) auto(ctx context.Context, specs []spec) error {
-	a := &autoForwarder{forwarder: f, skip: map[uint16]bool{}, active: map[uint16]*autoForwarding{}}
+// auto forwards ports as they appear, until ctx is done; own says that the workspace is this machine.
+func (f *forwarder) auto(ctx context.Context, specs []spec, own bool) error {
+	a := &autoForwarder{forwarder: f, own: own, skip: map[uint16]bool{}, active: map[uint16]*autoForwarding{}}
 	for _, s := range specs {
 		for i := range s.count {
 			if one := s.at(i); one.network == networkTCP {
@@ -63,7 +65,7 @@ func (f *forwarder) auto(ctx context.Context, specs []spec) error {
 			case <-ctx.Done():
 			}
 			return nil
-		}, func(error) {}) // attend tells of it
+		}, func() {}) // attend tells of it
 	}()
 	defer func() {
 		stop()
@@ -124,7 +126,7 @@ func (a *autoForwarder) update(ctx context.Context, ports []wire.ListeningPort, 
 
 // begin forwards one port, and says where.
 func (a *autoForwarder) begin(ctx context.Context, port wire.ListeningPort) {
-	e, err := listenNear(port.Port)
+	e, err := listenNear(port.Port, a.own)
 	if err != nil {
 		a.complain("%v", cannotListen(a.mesh.agent.Name, spec{network: networkTCP, host: "127.0.0.1", local: port.Port, remote: port.Port}, err))
 		return
@@ -153,9 +155,11 @@ func (a *autoForwarder) expire(now time.Time) {
 }
 
 // listenNear listens on a port of this machine or, where it is taken, on the next that is free.
-func listenNear(port uint16) (*endpoint, error) {
+func listenNear(port uint16, taken bool) (e *endpoint, err error) {
 	f := spec{network: networkTCP, host: "127.0.0.1", local: port, remote: port, count: 1}
-	e, err := listen(f)
+	if err = syscall.EADDRINUSE; !taken {
+		e, err = listen(f)
+	}
 	for i := 1; err != nil && i <= autoTries && int(port)+i <= 0xffff; i++ {
 		f.local = port + uint16(i)
 		e, err = listen(f)
@@ -195,5 +199,11 @@ func onLoopback(p wire.ListeningPort) bool {
 }
 
 // ours tells whether a port is berth's own. In a workspace on this machine, what is forwarded listens
-// there as well, and would be forwarded in turn without an end.
-func ours(p wire.ListeningPort) bool { return p.ProcessName == "berth" || p.ProcessName == "berthd" }
+// there as well, and would be forwarded in turn without an end. A port is listed once, so what is
+// forwarded from ::1 shares its entry with us on 127.0.0.1.
+func ours(p wire.ListeningPort) bool {
+	if p.ProcessName != "berth" && p.ProcessName != "berthd" {
+		return false
+	}
+	return !slices.Contains(p.Addresses, "::1") || !slices.Contains(p.Addresses, "127.0.0.1")
+}

@@ -134,11 +134,12 @@ func TestAutoPorts(t *testing.T) {
 		tcp(80, "nginx", "0.0.0.0"),
 		tcp(3006, "berth", "127.0.0.1"),
 		tcp(3007, "berthd", "127.0.0.1"),
+		tcp(3010, "berth", "127.0.0.1", "::1"), // something on ::1 that is forwarded from this machine to itself
 		{Network: "tcp", Port: 3008, Addresses: []string{"0.0.0.0"}, Namespace: 4026531840, Container: "db"},
 		{Network: "tcp", Port: 3009, Addresses: []string{"127.0.0.1"}, Hidden: "VS Code"},
 		{Network: "udp", Port: 5353, Addresses: []string{"0.0.0.0"}},
 	}, map[uint16]bool{3004: true})
-	if diff := cmp.Diff([]uint16{3000, 3001, 3002, 3003}, slices.Sorted(maps.Keys(got))); diff != "" {
+	if diff := cmp.Diff([]uint16{3000, 3001, 3002, 3003, 3010}, slices.Sorted(maps.Keys(got))); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -150,7 +151,7 @@ func TestAutoForwarder(t *testing.T) {
 	defer stop()
 	out, errOut := create(t, t.TempDir()+"/out"), create(t, t.TempDir()+"/err")
 	p := &program{out: out, errOut: errOut}
-	a := &autoForwarder{forwarder: newForwarder(p, &mesh{agent: wire.AgentSummary{Name: "demo"}}), active: map[uint16]*autoForwarding{}}
+	a := &autoForwarder{forwarder: newForwarder(p, &mesh{agent: wire.AgentSummary{Name: "demo"}}, time.Second), active: map[uint16]*autoForwarding{}}
 	port := free(t, 1)
 	taken, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
 	if err != nil {
@@ -204,7 +205,7 @@ func TestAutoForwarder(t *testing.T) {
 
 func TestComplainOnce(t *testing.T) {
 	errOut := create(t, t.TempDir()+"/err")
-	f := newForwarder(&program{errOut: errOut}, &mesh{})
+	f := newForwarder(&program{errOut: errOut}, &mesh{}, time.Second)
 	for range 100 {
 		f.complain("port %d is\nclosed", 1)
 	}

@@ -16,12 +16,11 @@ import (
 )
 
 const (
-	// forwardDialTimeout is how long a forwarded connection may take to open on the far side, the time
-	// that an agent needs to come back included.
-	forwardDialTimeout = 30 * time.Second
-	// quickDial is how long it may take before the agent is asked whether it is there at all.
+	// quickDial is how long a connection may take to open before the agent is asked whether it is there at all.
 	quickDial = 3 * time.Second
-	// attendEvery is how often the agent is looked for; after attendMisses without an answer people are told.
+	// attendTick is how often it is looked whether the agent is another process, attendEvery how often it is
+	// pinged; after attendMisses without an answer people are told.
+	attendTick   = time.Second
 	attendEvery  = 5 * time.Second
 	attendMisses = 2
 	// maxForwardedConns bounds the TCP connections at one time; each costs a socket and two buffers of 32 KiB.
@@ -36,25 +35,19 @@ const (
 type forwarder struct {
 	program *program
 	mesh    *mesh
+	wait    time.Duration // for the agent, per connection
 	slots   chan struct{} // one for each TCP connection
 	flows   *flowTable
 
 	mu         sync.Mutex
-	away       bool // the agent does not answer
-	key        string
-	open       map[*carried]struct{}
+	away       bool                // the agent does not answer
+	open       map[net.Conn]string // connections here, and the key of the agent's process that each is with
 	complaints map[string]time.Time
 }
 
-// carried is one TCP connection, and the agent's process it is with.
-type carried struct {
-	near net.Conn
-	key  string
-}
-
-func newForwarder(p *program, m *mesh) *forwarder {
-	return &forwarder{program: p, mesh: m, slots: make(chan struct{}, maxForwardedConns), flows: newFlowTable(),
-		open: map[*carried]struct{}{}, complaints: map[string]time.Time{}}
+func newForwarder(p *program, m *mesh, wait time.Duration) *forwarder {
+	return &forwarder{program: p, mesh: m, wait: wait, slots: make(chan struct{}, maxForwardedConns), flows: newFlowTable(),
+		open: map[net.Conn]string{}, complaints: map[string]time.Time{}}
 }
 
 // serve serves one port until ctx is done or it is closed.
@@ -101,8 +94,6 @@ func (f *forwarder) serveTCP(ctx context.Context, e *endpoint) error {
 func (f *forwarder) carry(ctx context.Context, near net.Conn, remote uint16) {
 	defer near.Close()
 	defer context.AfterFunc(ctx, func() { breakOff(near) })()
-	c := f.opened(near)
-	defer f.closed(c)
 	far, err := f.dial(ctx, remote)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -113,33 +104,37 @@ func (f *forwarder) carry(ctx context.Context, near net.Conn, remote uint16) {
 	}
 	defer far.Close()
 	defer context.AfterFunc(ctx, func() { far.Close() })()
+	f.opened(near)
+	defer f.closed(near)
 	splice(near, far)
 }
 
-// opened notes a connection, and which process of the agent it belongs to.
-func (f *forwarder) opened(near net.Conn) *carried {
+// key is the mesh key of the agent's present process.
+func (f *forwarder) key() string { return f.mesh.node.PeerKey(wire.AgentAddr(f.mesh.agent.ID)) }
+
+// opened notes a connection, and which process of the agent it is with.
+func (f *forwarder) opened(near net.Conn) {
+	key := f.key()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c := &carried{near: near, key: f.key}
-	f.open[c] = struct{}{}
-	return c
+	f.open[near] = key
 }
 
-func (f *forwarder) closed(c *carried) {
+func (f *forwarder) closed(near net.Conn) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.open, c)
+	delete(f.open, near)
 }
 
 // dial connects to a port of the agent. Mostly the agent is there, so it is not asked first.
 func (f *forwarder) dial(ctx context.Context, port uint16) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, forwardDialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, f.wait)
 	defer cancel()
 	quick, giveUp := context.WithTimeout(ctx, quickDial)
 	conn, err := f.mesh.connect(quick, port)
 	late := quick.Err() != nil
 	giveUp()
-	if err != nil && late && ctx.Err() == nil {
+	if err != nil && late && !errors.Is(ctx.Err(), context.Canceled) {
 		f.setAway(true)
 		if conn, err = f.mesh.dial(ctx, port); err == nil {
 			f.setAway(false)
@@ -154,20 +149,26 @@ func (f *forwarder) dial(ctx context.Context, port uint16) (net.Conn, error) {
 // attend tells when the agent stops answering and when it is back, until ctx is done.
 func (f *forwarder) attend(ctx context.Context) error {
 	missed := 0
-	for {
-		f.noteKey()
+	for last := time.Now(); ; {
+		f.breakDead()
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(attendEvery):
+		case <-time.After(attendTick):
 		}
 		if f.isAway() {
-			if f.mesh.node.AwaitReachable(ctx, wire.AgentAddr(f.mesh.agent.ID)) == nil {
+			trying, cancel := context.WithTimeout(ctx, attendEvery)
+			if f.mesh.node.AwaitReachable(trying, wire.AgentAddr(f.mesh.agent.ID)) == nil {
 				f.setAway(false)
 			}
+			cancel()
 			missed = 0
 			continue
 		}
+		if time.Since(last) < attendEvery {
+			continue
+		}
+		last = time.Now()
 		if _, err := pingOnce(ctx, f.mesh); err == nil {
 			missed = 0
 		} else if missed++; missed >= attendMisses && ctx.Err() == nil {
@@ -176,23 +177,16 @@ func (f *forwarder) attend(ctx context.Context) error {
 	}
 }
 
-// noteKey breaks off the connections of an agent's process that is no more: the next one does not know
-// them, and says so only when something is sent, which a program that waits for an answer never does.
-func (f *forwarder) noteKey() {
-	key := f.mesh.key()
-	if key == "" {
-		return
-	}
+// breakDead breaks off the connections with a process of the agent that is no more: the next one does
+// not know them, and says so only when something is sent, which a program that waits for an answer
+// never does.
+func (f *forwarder) breakDead() {
+	key := f.key()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.key = key
-	for c := range f.open {
-		switch c.key {
-		case "":
-			c.key = key
-		case key:
-		default:
-			breakOff(c.near)
+	for near, was := range f.open {
+		if key != "" && was != key {
+			breakOff(near)
 		}
 	}
 }
@@ -212,7 +206,7 @@ func (f *forwarder) setAway(away bool) {
 	switch {
 	case !changed:
 	case away:
-		f.say("%s does not answer; connections wait up to %v for it", f.mesh.agent.Name, forwardDialTimeout)
+		f.say("%s does not answer; connections wait up to %v for it", f.mesh.agent.Name, f.wait)
 	default:
 		f.say("%s answers again", f.mesh.agent.Name)
 	}

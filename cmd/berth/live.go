@@ -24,8 +24,8 @@ func (m *mesh) api() *client.AgentAPI {
 }
 
 // follow hands each value of a watch to got until ctx is done, got fails or the agent refuses. A watch
-// that breaks is begun again; lost is told of it once, until the next value.
-func follow[T any](ctx context.Context, watch func(context.Context) iter.Seq2[T, error], got func(T) error, lost func(error)) error {
+// that breaks is begun again; lost is called once, until the next value.
+func follow[T any](ctx context.Context, watch func(context.Context) iter.Seq2[T, error], got func(T) error, lost func()) error {
 	wait, away := minRedial, false
 	for {
 		var broke error
@@ -45,7 +45,7 @@ func follow[T any](ctx context.Context, watch func(context.Context) iter.Seq2[T,
 		case errors.As(broke, &answer) && answer.StatusCode < 500:
 			return broke
 		case !away:
-			lost(broke)
+			lost()
 		}
 		away = true
 		select {
@@ -114,9 +114,9 @@ type lineView[T any] struct {
 	away   bool
 }
 
-func (v *lineView[T]) lose(err error) {
+func (v *lineView[T]) lose() {
 	v.away = true
-	fmt.Fprintf(v.program.errOut, "berth: lost %s (%s); trying again\n", clean(v.agent), clean(err.Error()))
+	fmt.Fprintf(v.program.errOut, "berth: lost the connection to %s; trying again\n", clean(v.agent))
 }
 
 func (v *lineView[T]) show(s snapshot[T]) error {
@@ -227,7 +227,7 @@ func (v *screenView[T]) close() {
 	}
 }
 
-func (v *screenView[T]) lose(error) {
+func (v *screenView[T]) lose() {
 	v.mu.Lock()
 	v.away = time.Now()
 	v.mu.Unlock()

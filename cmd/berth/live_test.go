@@ -44,16 +44,16 @@ func TestFollow(t *testing.T) {
 		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 		defer stop()
 		var log []any
-		err := follow(ctx, watches([]any{1, 2, broke}, []any{broke}, []any{broke}, []any{3, broke}), func(v int) error { log = append(log, v); return nil }, func(err error) { log = append(log, err.Error()) })
-		if diff := cmp.Diff([]any{1, 2, "broke", 3, "broke"}, log); diff != "" || err != nil {
+		err := follow(ctx, watches([]any{1, 2, broke}, []any{broke}, []any{broke}, []any{3, broke}), func(v int) error { log = append(log, v); return nil }, func() { log = append(log, "lost") })
+		if diff := cmp.Diff([]any{1, 2, "lost", 3, "lost"}, log); diff != "" || err != nil {
 			t.Errorf("%s, %v", diff, err)
 		}
 	})
 	no := &wire.Error{StatusCode: 403, Message: "Dev Container feature not enabled."}
-	if err := follow(t.Context(), watches([]any{no}), func(int) error { return nil }, func(error) { t.Error("a refusal counts as a loss") }); !errors.Is(err, no) {
+	if err := follow(t.Context(), watches([]any{no}), func(int) error { return nil }, func() { t.Error("a refusal counts as a loss") }); !errors.Is(err, no) {
 		t.Errorf("a refusal gives %v", err)
 	}
-	if err := follow(t.Context(), watches([]any{1}), func(int) error { return broke }, func(error) {}); !errors.Is(err, broke) {
+	if err := follow(t.Context(), watches([]any{1}), func(int) error { return broke }, func() {}); !errors.Is(err, broke) {
 		t.Errorf("output that fails gives %v", err)
 	}
 }
@@ -80,7 +80,7 @@ func TestLinesOfAWatch(t *testing.T) {
 	play := func(v *lineView[wire.ListeningPort]) {
 		for i, s := range steps {
 			if i == 2 {
-				v.lose(errors.New("the network\nis gone"))
+				v.lose()
 			}
 			if err := v.show(s); err != nil {
 				t.Fatal(err)
@@ -103,7 +103,7 @@ func TestLinesOfAWatch(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff("berth: note: an engine\\nhangs\nberth: lost demo (the network\\nis gone); trying again\nberth: demo is back\n", errOut()); diff != "" {
+	if diff := cmp.Diff("berth: note: an engine\\nhangs\nberth: lost the connection to demo; trying again\nberth: demo is back\n", errOut()); diff != "" {
 		t.Error(diff)
 	}
 

@@ -99,7 +99,8 @@ comes from --token-file, BERTH_TOKEN, or the same place. A token is never an arg
 		Example: `  berth up                  # everything on this machine, to try it
   berth ssh demo            # a shell on the agent "demo"
   berth shell demo          # a terminal that can be left and taken up again
-  berth forward demo 8080   # its port 8080 on this machine`,
+  berth forward demo 8080   # its port 8080 on this machine
+  berth ports demo -w       # what listens there, as it changes`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          knownVerb,

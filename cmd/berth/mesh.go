@@ -217,16 +217,6 @@ func (m *mesh) connect(ctx context.Context, port uint16) (net.Conn, error) {
 	return conn, nil
 }
 
-// key is the mesh key of the agent's present process, "" while it is not known.
-func (m *mesh) key() string {
-	for _, peer := range m.node.Peers() {
-		if peer.ID == m.agent.ID && !peer.Lost {
-			return peer.Key
-		}
-	}
-	return ""
-}
-
 // ping asks for a sign of life, whichever way it goes.
 func (m *mesh) ping(ctx context.Context) (tailnet.Ping, error) {
 	return m.node.Ping(ctx, wire.AgentAddr(m.agent.ID))
