@@ -184,7 +184,7 @@ func (s *ptyServer) open(ctx context.Context, init wire.PTYInit) (*ptyhost.Attac
 	if err != nil {
 		return nil, err
 	}
-	req := ptyhost.AttachRequest{ID: id, Size: ptyhost.Size{Rows: init.Height, Cols: init.Width}, ReadOnly: init.ReadOnly}
+	req := ptyhost.AttachRequest{ID: id, Size: ptyhost.Size{Rows: init.Height, Cols: init.Width}, ReadOnly: init.ReadOnly, View: init.View, After: init.After, Got: init.Got}
 	if !init.Existing {
 		spec, err := s.specOf(ctx, init)
 		if err != nil {

@@ -59,6 +59,12 @@ type AttachRequest struct {
 	// ReadOnly drops this viewer's input and sizes.
 	ReadOnly bool `json:"read_only,omitempty"`
 
+	// View names this attachment, so that another can continue it; at most 64 bytes, unique. After is the name of one that broke off after Got bytes
+	// were read: the snapshot then has the lines that scrolled since, not the whole scrollback. What the session does not know is as if it were empty.
+	View  string `json:"view,omitempty"`
+	After string `json:"after,omitempty"`
+	Got   uint64 `json:"got,omitempty"`
+
 	// Raw promises this viewer every byte from the attach on: if it falls behind, the program waits for it (as it would for a real terminal)
 	// instead of the viewer being caught up by a snapshot. SSH sessions use it. Other viewers then see the program at that pace.
 	Raw bool `json:"raw,omitempty"`

@@ -96,6 +96,79 @@ func TestReattach(t *testing.T) {
 	}
 }
 
+// TestComeBack breaks a viewer's connection again and again while a counter runs, and wants each line shown once, whatever was under way.
+func TestComeBack(t *testing.T) {
+	c := startTestHost(t)
+	id := uuid.NewString()
+	create := &CreateRequest{Argv: []string{"/bin/bash", "-c", `for ((i = 0; i < 2000; i++)); do echo "line $i"; ((i % 20)) || read -t 0.005; done; read x`}, Env: testEnv}
+	var seen screenLog
+	after, got := "", uint64(0)
+	for n := 0; !seen.has("line 1999"); n++ {
+		view := uuid.NewString()
+		a := attach(t, c, AttachRequest{ID: id, Create: create, View: view, After: after, Got: got})
+		after, got = view, 0
+		// Of what is sent a part arrives; how much changes from time to time.
+		buf := make([]byte, 3000+n*37)
+		for read := 0; read < len(buf) && !seen.has("line 1999"); {
+			n, err := a.Read(buf[read:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen.Write(buf[read : read+n])
+			read += n
+			got += uint64(n)
+		}
+		if n%2 == 0 {
+			a.Close() // else the host has not noticed yet
+		}
+	}
+	lines := seen.lines()
+	next := 0
+	var twice int
+	for _, line := range lines {
+		var i int
+		if _, err := fmt.Sscanf(line, "line %d", &i); err != nil {
+			continue
+		}
+		switch {
+		case i == next:
+			next++
+		case i < next:
+			twice++
+		default:
+			t.Fatalf("line %d stands where %d belongs", i, next)
+		}
+	}
+	t.Logf("%d lines were shown twice", twice)
+	if next != 2000 || twice > 10_000 { // without continuing, every one of some hundred snapshots has up to 2,000 lines
+		t.Errorf("%d lines, %d of them twice", next, twice)
+	}
+	if _, err := c.Attach(testContext(t), AttachRequest{ID: id, After: "unknown", Got: 1 << 40}); err != nil {
+		t.Error(err)
+	}
+}
+
+// screenLog is a terminal with a scrollback without end.
+type screenLog struct{ term *screen.Terminal }
+
+func (l *screenLog) Write(p []byte) {
+	if l.term == nil {
+		l.term = screen.New(screen.Config{Lines: 1 << 20, Bytes: 1 << 30})
+	}
+	l.term.Write(p)
+}
+
+func (l *screenLog) lines() []string {
+	if l.term == nil {
+		return nil
+	}
+	return strings.Split(strings.ReplaceAll(string(l.term.Snapshot(screen.View{})), "\x1b[H\x1b[2J", "\r\n"), "\r\n")
+}
+
+func (l *screenLog) has(line string) bool {
+	return l.term != nil && strings.Contains(string(l.term.Snapshot(screen.View{Lines: -1})), line)
+}
+
 // TestEndUnseen wants the last screen and the status kept for whoever comes next, once.
 func TestEndUnseen(t *testing.T) {
 	c := startTestHost(t)

@@ -52,7 +52,8 @@ type session struct {
 	screen     *picture
 	size       Size
 	viewers    map[*viewer]struct{}
-	active     *viewer // whose size the terminal has, or gets when it may
+	left       map[string]*progress // of viewers that left, by name
+	active     *viewer              // whose size the terminal has, or gets when it may
 	resizable  time.Time
 	refit      *time.Timer // set while a resize waits
 	events     uint64
@@ -267,7 +268,7 @@ func (s *session) write(stopped <-chan struct{}) {
 // attach adds a viewer. What it sees begins with a snapshot taken under the same lock under which all later output reaches it.
 func (s *session) attach(conn net.Conn, req AttachRequest) *viewer {
 	v := &viewer{
-		session: s, conn: conn, raw: req.Raw, readOnly: req.ReadOnly, size: req.Size.clamped(),
+		session: s, conn: conn, name: req.View[:min(len(req.View), maxView)], raw: req.Raw, readOnly: req.ReadOnly, size: req.Size.clamped(),
 		ready: make(chan struct{}, 1), gone: make(chan struct{}),
 	}
 	s.mu.Lock()
@@ -276,11 +277,12 @@ func (s *session) attach(conn net.Conn, req AttachRequest) *viewer {
 		s.idle.Stop()
 		s.idle, s.endsAt = nil, time.Time{}
 	}
+	missed := s.continues(v, req)
 	s.viewers[v] = struct{}{}
 	if s.active == nil && !v.readOnly {
 		s.activate(v)
 	}
-	if snapshot := s.screen.snapshot(v.view(0)); len(snapshot) > 0 {
+	if snapshot := s.screen.snapshot(v.view(missed)); len(snapshot) > 0 {
 		v.put(snapshot)
 	}
 	v.wake()
@@ -298,6 +300,7 @@ func (s *session) confirm() {
 func (s *session) detach(v *viewer, told bool) {
 	s.mu.Lock()
 	delete(s.viewers, v)
+	s.remember(v)
 	if v.telling && !told {
 		s.told--
 	}

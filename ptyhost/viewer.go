@@ -35,6 +35,7 @@ const (
 type viewer struct {
 	session  *session
 	conn     net.Conn
+	name     string // by which another attachment may continue this one; may be empty
 	raw      bool
 	readOnly bool
 	size     Size
@@ -48,6 +49,7 @@ type viewer struct {
 	budget   int       // what it may be sent of a flood
 	refilled time.Time // when the budget was so
 	queued   int       // input under way
+	progress progress
 
 	telling bool // it is being told how the program ended
 
@@ -122,6 +124,11 @@ func (v *viewer) take(frames []byte) (_, output []byte, exit *ExitStatus, pause 
 	output, v.out = v.out, nil
 	if len(output) > 0 {
 		s.makeRoom()
+		lines := s.screen.lines()
+		if v.stale {
+			lines = v.seen
+		}
+		v.progress.note(len(output), lines)
 	}
 	if s.exit != nil && !v.stale {
 		exit = s.exit

@@ -38,6 +38,11 @@ type PTYInit struct {
 	Existing bool `json:",omitempty"`
 	// Ending asks for a [PTYEnding] as the last bytes of the stream.
 	Ending bool `json:",omitempty"`
+	// View names this stream, at most 64 bytes. After is the View of one that broke off after Got bytes of it
+	// arrived: what follows begins with the lines that scrolled since, not with the whole scrollback.
+	View  string `json:",omitempty"`
+	After string `json:",omitempty"`
+	Got   uint64 `json:",omitempty"`
 }
 
 // PTYEnding says why a terminal's stream ends. It follows the terminal's last byte as an application

@@ -176,6 +176,8 @@ type shell struct {
 	in, out *os.File
 	init    wire.PTYInit
 	traces  traces // of the session's programs on our terminal
+	view    string // the last stream that showed anything, and how many bytes of it did
+	got     uint64
 
 	heard  atomic.Bool // output came since the last probe
 	names  atomic.Bool // the agent said that it knows names, and so endings
@@ -250,6 +252,7 @@ func (s *shell) attach(ctx context.Context, size windowSize, again bool) error {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	init := s.init
 	init.Height, init.Width = size.Rows, size.Cols
+	init.View, init.After, init.Got = uuid.NewString(), s.view, s.got
 	init.Existing = init.Existing || again // what a person was in does not begin anew behind their back
 	if err := wire.WritePTYInit(conn, init); err != nil {
 		return err
@@ -262,11 +265,11 @@ func (s *shell) attach(ctx context.Context, size windowSize, again bool) error {
 		go s.ask(probing)
 	}
 
-	return s.copyOut(ctx, conn, again)
+	return s.copyOut(ctx, conn, init.View, again)
 }
 
 // copyOut shows a stream to its end, and says what that means as attach does.
-func (s *shell) copyOut(ctx context.Context, stream io.Reader, again bool) error {
+func (s *shell) copyOut(ctx context.Context, stream io.Reader, view string, again bool) error {
 	var output wire.PTYOutput
 	first := true
 	buf := make([]byte, inputSize)
@@ -283,7 +286,9 @@ func (s *shell) copyOut(ctx context.Context, stream io.Reader, again bool) error
 					io.WriteString(s.out, "\x1b[H\x1b[2J") // the notice and whatever stood beside it
 				}
 				first = false
+				s.view, s.got = view, 0
 			}
+			s.got += uint64(n)
 			if err := s.show(output.Next(buf[:n])); err != nil {
 				return err
 			}

@@ -90,7 +90,7 @@ func TestEndedAtStock(t *testing.T) {
 			s := &shell{out: out}
 			s.stock.Store(tt.stock)
 			s.names.Store(!tt.stock)
-			err := s.copyOut(context.Background(), strings.NewReader(tt.stream), false)
+			err := s.copyOut(context.Background(), strings.NewReader(tt.stream), "view", false)
 			var ended *endedError
 			if errors.As(err, &ended) != (tt.want != nil) || errors.Is(err, errAttachmentLost) != tt.lost || ended != nil && ended.PTYEnding != *tt.want {
 				t.Errorf("ended with %v", err)
