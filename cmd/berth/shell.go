@@ -35,6 +35,8 @@ const (
 	probesLost    = 3
 	// attachTimeout is how long one attempt to attach again may take before the next.
 	attachTimeout = 15 * time.Second
+	// goodbyeTimeout bounds waiting for the agent to notice that a viewer leaves.
+	goodbyeTimeout = time.Second
 	// askTimeout is how long an agent may take to say whether it lists terminals, once a stream ended.
 	askTimeout = 5 * time.Second
 )
@@ -249,7 +251,11 @@ func (s *shell) attach(ctx context.Context, size windowSize, again bool) error {
 	}
 	defer s.setConn(nil) // after Close, which ends a write that holds the lock
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer context.AfterFunc(ctx, func() {
+		// The mesh is left next: without the agent's answer to the end of input it might not learn that this viewer is gone, and keep its size.
+		conn.SetDeadline(time.Now().Add(goodbyeTimeout))
+		closeWrite(conn)
+	})()
 	init := s.init
 	init.Height, init.Width = size.Rows, size.Cols
 	init.View, init.After, init.Got = uuid.NewString(), s.view, s.got
@@ -275,6 +281,12 @@ func (s *shell) copyOut(ctx context.Context, stream io.Reader, view string, agai
 	buf := make([]byte, inputSize)
 	for {
 		n, err := stream.Read(buf)
+		if ctx.Err() != nil { // the view is over; only the agent's end is waited for
+			if err != nil {
+				return ctx.Err()
+			}
+			continue
+		}
 		if n > 0 {
 			s.heard.Store(true)
 			if first {
