@@ -207,7 +207,12 @@ func (v *counterViewer) watch() {
 	buf := make([]byte, 32<<10)
 	previous := 0
 	for {
-		conn.SetReadDeadline(time.Now().Add(3 * time.Second)) // the counter never pauses that long
+		// The counter never pauses that long; nothing at all means that the agent was not there yet.
+		patience := 3 * time.Second
+		if previous == 0 {
+			patience = 1500 * time.Millisecond
+		}
+		conn.SetReadDeadline(time.Now().Add(patience))
 		n, err := conn.Read(buf)
 		rest += string(buf[:n])
 		for {

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -534,51 +533,6 @@ func TestClose(t *testing.T) {
 	if _, err := a.Wait(); !isClosed(err) {
 		t.Errorf("Wait: %v", err)
 	}
-}
-
-// TestNoLeaks opens and closes many terminals and wants nothing left of them.
-func TestNoLeaks(t *testing.T) {
-	c := startTestHost(t)
-	round := func() {
-		a := attach(t, c, AttachRequest{Create: shell("echo hello")})
-		if got := readAll(t, a); got != "hello\r\n" {
-			t.Errorf("read %q", got)
-		}
-		a.Close()
-	}
-	round()
-	eventually(t, "the first session is forgotten", func() bool { return len(mustList(t, c)) == 0 })
-	fds, ptys, routines := count(t, "/proc/self/fd"), count(t, "/dev/pts"), runtime.NumGoroutine()
-	for range 200 {
-		round()
-	}
-	eventually(t, "every session is forgotten", func() bool { return len(mustList(t, c)) == 0 })
-	eventually(t, "descriptors, terminals and goroutines are as before", func() bool {
-		return count(t, "/proc/self/fd") <= fds && count(t, "/dev/pts") <= ptys+5 && runtime.NumGoroutine() <= routines
-	})
-	// Other tests' children are not ours to reap; a zombie of a shell is.
-	out, err := exec.Command("ps", "-o", "stat=", "--ppid", fmt.Sprint(os.Getpid())).Output()
-	if err == nil && strings.Contains(string(out), "Z") {
-		t.Errorf("zombies are left:\n%s", out)
-	}
-}
-
-func mustList(t testing.TB, c *Client) []SessionInfo {
-	t.Helper()
-	infos, err := c.List(testContext(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return infos
-}
-
-func count(t testing.TB, dir string) int {
-	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
 }
 
 // BenchmarkBulk compares output through the host, with its screen, to a loop that only reads a PTY.
