@@ -10,8 +10,14 @@ import (
 	"strings"
 )
 
-// maxCommandLine bounds what is told of a command line: as much as a list shows.
-const maxCommandLine = 1 << 10
+// maxShown bounds each text that describes a session, in bytes: more than a list shows, and little enough that
+// hundreds of sessions fit a frame however their programs call themselves.
+const maxShown = 1 << 10
+
+// shown is a text as lists have it: cut, and characters throughout.
+func shown(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), maxShown)], "\uFFFD")
+}
 
 // commandLine is what the leader of a process group was started with, empty if that cannot be read.
 func commandLine(pgrp int) string {
@@ -23,12 +29,11 @@ func commandLine(pgrp int) string {
 		return ""
 	}
 	defer f.Close()
-	line, err := io.ReadAll(io.LimitReader(f, maxCommandLine))
+	line, err := io.ReadAll(io.LimitReader(f, maxShown))
 	if err != nil {
 		return ""
 	}
-	line = bytes.ReplaceAll(bytes.TrimRight(line, "\x00"), []byte{0}, []byte{' '})
-	return strings.ToValidUTF8(string(line), "\uFFFD")
+	return string(bytes.ReplaceAll(bytes.TrimRight(line, "\x00"), []byte{0}, []byte{' '}))
 }
 
 // workingDirectory is where the leader of a process group is, empty if that cannot be read.
@@ -40,7 +45,7 @@ func workingDirectory(pgrp int) string {
 	if err != nil {
 		return ""
 	}
-	return strings.ToValidUTF8(dir, "\uFFFD")
+	return dir
 }
 
 // localDirectory is the path in what a program sent as OSC 7, empty if that is no directory of this machine.
@@ -52,5 +57,5 @@ func localDirectory(osc7 string) string {
 	if here, err := os.Hostname(); u.Host != "" && u.Host != "localhost" && (err != nil || u.Host != here) {
 		return "" // ssh to elsewhere
 	}
-	return strings.ToValidUTF8(u.Path, "\uFFFD")
+	return u.Path
 }

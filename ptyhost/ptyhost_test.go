@@ -222,6 +222,27 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// TestLongCommands lists sessions whose commands would not fit a frame.
+func TestLongCommands(t *testing.T) {
+	c := startTestHost(t)
+	const sessions = 8
+	argument := strings.Repeat("<", 100<<10) // six bytes each in JSON
+	for range sessions {
+		create := shell("read x")
+		create.Argv = append(create.Argv, argument)
+		attach(t, c, AttachRequest{Create: create})
+	}
+	infos, err := c.List(testContext(t))
+	if err != nil || len(infos) != sessions {
+		t.Fatalf("%d sessions are listed: %v", len(infos), err)
+	}
+	for _, info := range infos {
+		if !strings.HasPrefix(info.Command, "/bin/sh -c read x <<<") || len(info.Command) > maxShown {
+			t.Errorf("the command is told in %d bytes: %.40q", len(info.Command), info.Command)
+		}
+	}
+}
+
 func TestStartErrors(t *testing.T) {
 	c := startTestHost(t)
 	text := filepath.Join(t.TempDir(), "text")

@@ -519,9 +519,9 @@ func (s *session) describe() SessionInfo {
 		return info
 	}
 	pgrp := s.tty.foreground()
-	info.Running = commandLine(pgrp)
+	info.Running = shown(commandLine(pgrp))
 	if info.Directory == "" {
-		info.Directory = workingDirectory(pgrp)
+		info.Directory = shown(workingDirectory(pgrp))
 	}
 	return info
 }
@@ -530,8 +530,8 @@ func (s *session) info() SessionInfo {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return SessionInfo{
-		ID: s.id, Name: s.req.Name, Title: s.screen.title(), Command: strings.Join(s.req.Argv, " "), PID: s.tty.cmd.Process.Pid,
-		Directory: localDirectory(s.screen.directory()), Created: s.created, LastActive: s.lastActive, EndsAt: s.endsAt,
+		ID: s.id, Name: s.req.Name, Title: shown(s.screen.title()), Command: shown(strings.Join(s.req.Argv, " ")), PID: s.tty.cmd.Process.Pid,
+		Directory: shown(localDirectory(s.screen.directory())), Created: s.created, LastActive: s.lastActive, EndsAt: s.endsAt,
 		Viewers: len(s.viewers), Bound: s.req.KillOnDetach, Size: s.size, Exited: s.exit,
 	}
 }
