@@ -1,7 +1,6 @@
 package ports
 
 import (
-	"regexp"
 	"slices"
 
 	"github.com/berthd/berth/wire"
@@ -51,14 +50,28 @@ func (n *names) of(id string) string {
 // publishes names the container that a port of this machine leads to: the engine's proxy listens there for it, or the engine itself.
 func (n *names) publishes(s socket) string { return n.published[published{s.network, s.local.Port()}] }
 
-// containerID finds the id that Docker, Podman, containerd and CRI-O put into the names of a container's control groups.
-var containerID = regexp.MustCompile(`(?m)(?:^|[/:-])([0-9a-f]{64})\b`)
+// idLength is how many hexadecimal digits the ids of containers have.
+const idLength = 64
 
-// containerOf takes the id of the innermost container out of /proc/PID/cgroup (cgroups(7)); "" is none.
+// containerOf takes the id of the innermost container out of /proc/PID/cgroup (cgroups(7)); "" is none. Docker, Podman, containerd and CRI-O put it into the
+// names of a container's control groups, behind a separator and before anything but a letter, a digit or a line.
 func containerOf(cgroup []byte) string {
-	all := containerID.FindAllSubmatch(cgroup, -1)
-	if len(all) == 0 {
-		return ""
+	run := 0 // of digits, up to here
+	for i := len(cgroup) - 1; i >= 0; i-- {
+		switch c := cgroup[i]; {
+		case c >= '0' && c <= '9' || c >= 'a' && c <= 'f':
+			run++
+			continue
+		case run == idLength && (c == '/' || c == ':' || c == '-'):
+			if end := i + 1 + idLength; end == len(cgroup) || !isWord(cgroup[end]) {
+				return string(cgroup[i+1 : end])
+			}
+		}
+		run = 0
 	}
-	return string(all[len(all)-1][1])
+	return ""
+}
+
+func isWord(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '_'
 }

@@ -7,7 +7,11 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"runtime"
+	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,7 +20,7 @@ import (
 const (
 	// recheck is how old an answer may grow before it is looked at again: a descriptor may have been handed to another process, and a process may
 	// run another program.
-	recheck = 5 * time.Second
+	recheck = 10 * time.Second
 	// retryUnknown is the same for a socket whose owner could not be found, which is mostly for want of rights and costs a whole walk.
 	retryUnknown = time.Minute
 	// How much of what was found out is looked at again in one scan, so that no scan is a long one.
@@ -31,6 +35,7 @@ type owners struct {
 	processes map[int]*process
 	next      int // where to look again
 	walks     budget
+	reader    reader
 
 	users     map[uint32]string
 	usersRead time.Time
@@ -60,16 +65,44 @@ func (o *owners) resolve(ctx context.Context, sockets []socket, fresh bool, now 
 	if len(wanted) == 0 || !o.walks.grant(now) {
 		return changed
 	}
-	missing := len(wanted)
 	began := time.Now()
-	walk(ctx, wanted, func(h *holder, pid int, fd string) { h.pid, h.fd, h.checked = pid, fd, now })
+	found := walk(ctx, wanted)
 	o.walks.spend(time.Since(began))
+	for h, at := range found {
+		h.pid, h.fd, h.checked = at.pid, at.fd, now
+	}
 	if ctx.Err() == nil {
 		for _, h := range wanted {
 			h.checked = now
 		}
 	}
-	return changed || len(wanted) < missing
+	o.read()
+	return changed || len(found) > 0
+}
+
+// read reads what may be told of owners that are new.
+func (o *owners) read() {
+	var pids []int
+	for _, h := range o.holders {
+		if h.pid != 0 && o.processes[h.pid] == nil {
+			pids = append(pids, h.pid)
+		}
+	}
+	slices.Sort(pids)
+	pids = slices.Compact(pids)
+	read := make([]*process, len(pids))
+	share(len(pids), func(next func() (int, bool)) {
+		var r reader
+		for i, ok := next(); ok; i, ok = next() {
+			read[i] = r.process(pids[i])
+		}
+	})
+	if o.processes == nil {
+		o.processes = make(map[int]*process)
+	}
+	for i, pid := range pids {
+		o.processes[pid] = read[i]
+	}
 }
 
 // take replaces the sockets.
@@ -111,7 +144,7 @@ func (o *owners) verify(now time.Time) bool {
 			continue
 		}
 		left--
-		again := readProcess(pid)
+		again := o.reader.process(pid)
 		if again.ticks != p.ticks { // another process by now, or none
 			o.lose(pid)
 			changed = true
@@ -153,17 +186,12 @@ func (o *owners) lose(pid int) {
 // pid returns the owner of the socket at i, or 0.
 func (o *owners) pid(i int) int { return o.holders[i].pid }
 
-// process returns what is known of a process.
+// process returns what is known of the owner of a socket.
 func (o *owners) process(pid int) *process {
-	p := o.processes[pid]
-	if p == nil {
-		if o.processes == nil {
-			o.processes = make(map[int]*process)
-		}
-		p = readProcess(pid)
-		o.processes[pid] = p
+	if o.processes[pid] == nil { // lost, and found again by another way
+		o.read()
 	}
-	return p
+	return o.processes[pid]
 }
 
 // user returns the name of a user, or the number if it has none.
@@ -209,26 +237,73 @@ func (b *budget) grant(now time.Time) bool {
 
 func (b *budget) spend(d time.Duration) { b.left -= d }
 
-// walk looks through the descriptors of every process, in the order of their ids, for sockets in wanted. It takes out what it finds, and stops when
-// nothing is left.
-func walk(ctx context.Context, wanted map[uint32]*holder, found func(h *holder, pid int, fd string)) {
-	w := walker{dirents: make([]byte, 32<<10)}
-	for _, pid := range processes() {
-		if len(wanted) == 0 || ctx.Err() != nil {
-			return
-		}
-		w.process(pid, wanted, found)
-	}
+// place is where a socket was found.
+type place struct {
+	pid int
+	fd  string
 }
+
+// walk looks through the descriptors of every process for sockets in wanted, in the order of the processes' ids, until nothing is left. It returns the first
+// place of each.
+func walk(ctx context.Context, wanted map[uint32]*holder) map[*holder]place {
+	pids := processes()
+	found := make(map[*holder]place, len(wanted))
+	var mu sync.Mutex
+	share(len(pids), func(next func() (int, bool)) {
+		w := walker{dirents: make([]byte, 32<<10)}
+		for i, ok := next(); ok && ctx.Err() == nil; i, ok = next() {
+			w.process(pids[i], wanted)
+			mu.Lock()
+			for _, f := range w.found {
+				if at, ok := found[f.holder]; !ok || f.pid < at.pid {
+					found[f.holder] = f.place
+				}
+			}
+			// Processes that come before this one are being looked at or have been.
+			done := len(found) == len(wanted)
+			mu.Unlock()
+			if done {
+				return
+			}
+		}
+	})
+	return found
+}
+
+// share has n pieces of work done on as many processors as there are, up to four. work takes the next piece in order until there is none.
+func share(n int, work func(next func() (int, bool))) {
+	var taken atomic.Int64
+	next := func() (int, bool) {
+		i := int(taken.Add(1)) - 1
+		return i, i < n
+	}
+	var all sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), 4, 1+n/minShare) - 1 {
+		all.Go(func() { work(next) })
+	}
+	work(next)
+	all.Wait()
+}
+
+// minShare is how many pieces make it worth to wake another processor.
+const minShare = 32
 
 // walker goes through descriptor tables without a string or a file object for each descriptor: there may be hundreds of thousands.
 type walker struct {
 	dirents []byte
 	names   []string
 	link    [64]byte // "socket:[4294967295]" fits; what does not is no socket
+	found   []sighting
 }
 
-func (w *walker) process(pid int, wanted map[uint32]*holder, found func(*holder, int, string)) {
+type sighting struct {
+	holder *holder
+	place
+}
+
+// process finds the sockets in wanted that a process has.
+func (w *walker) process(pid int, wanted map[uint32]*holder) {
+	w.found = w.found[:0]
 	dir, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil { // gone, or not ours to read
 		return
@@ -250,12 +325,11 @@ func (w *walker) process(pid int, wanted map[uint32]*holder, found func(*holder,
 				continue
 			}
 			if h, ok := wanted[inode]; ok {
-				delete(wanted, inode)
-				found(h, pid, fd)
-				if len(wanted) == 0 {
-					return
-				}
+				w.found = append(w.found, sighting{h, place{pid, fd}})
 			}
+		}
+		if n < len(w.dirents)/2 { // the kernel had room for more, so there is none
+			return
 		}
 	}
 }

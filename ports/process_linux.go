@@ -1,9 +1,6 @@
 package ports
 
 import (
-	"fmt"
-	"io"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -14,24 +11,39 @@ import (
 // maxCommand is how much of a command line is told. One can have megabytes; this much says what it is.
 const maxCommand = 1024
 
-// readProcess reads what may be read of a process.
-func readProcess(pid int) *process {
+// reader reads files of /proc by plain system calls, into one place. What Go's files cost beyond that is more than what the kernel takes.
+type reader struct{ buf []byte }
+
+// file returns the beginning of a file, or nothing. It holds until the next one is read.
+func (r *reader) file(path string) []byte {
+	if r.buf == nil {
+		r.buf = make([]byte, maxArguments)
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Read(fd, r.buf) // these files are made as a whole, so there is no more than that
+		if err == unix.EINTR {
+			continue
+		}
+		return r.buf[:max(n, 0)]
+	}
+}
+
+// process reads what may be read of a process.
+func (r *reader) process(pid int) *process {
 	p := &process{read: time.Now()}
-	dir := fmt.Sprintf("/proc/%d/", pid)
-	if stat, err := os.ReadFile(dir + "stat"); err == nil {
-		p.name, p.ticks = parseStat(string(stat))
-		p.started = sinceBoot(p.ticks, bootTime())
-	}
-	if group, err := os.ReadFile(dir + "cgroup"); err == nil {
-		p.container = containerOf(group)
-	}
-	if f, err := os.Open(dir + "cmdline"); err == nil {
-		text, _ := io.ReadAll(io.LimitReader(f, maxArguments))
-		f.Close()
-		p.editor = editorOf(text)
-		text = text[:min(len(text), maxCommand)]
-		p.command = strings.ToValidUTF8(strings.TrimRight(strings.ReplaceAll(string(text), "\x00", " "), " "), "�")
-	}
+	dir := "/proc/" + strconv.Itoa(pid)
+	p.name, p.ticks = parseStat(string(r.file(dir + "/stat")))
+	p.started = sinceBoot(p.ticks, bootTime())
+	p.container = containerOf(r.file(dir + "/cgroup"))
+	line := r.file(dir + "/cmdline")
+	p.editor = editorOf(line)
+	text := string(line[:min(len(line), maxCommand)])
+	p.command = strings.ToValidUTF8(strings.TrimRight(strings.ReplaceAll(text, "\x00", " "), " "), "�")
 	return p
 }
 

@@ -9,8 +9,8 @@ import (
 	"github.com/berthd/berth/wire"
 )
 
-// interval is the pause between two scans while somebody watches: a change is to be told within a second, on a busy machine too.
-const interval = 500 * time.Millisecond
+// interval is the pause between two scans while somebody watches: a change is to be told within a second, with some time to spare for a busy machine.
+const interval = 700 * time.Millisecond
 
 // Watch calls changed with the list, and again with each list that differs from the last, until ctx is done or changed fails. It returns what changed
 // did, or nil. Lists that come while changed is busy are left out, but for the newest. All who watch at one time share one scanner, and without

@@ -7,7 +7,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -82,8 +81,8 @@ func run(o options, only int) error {
 	} else if role != "" {
 		return play(role)
 	}
-	fmt.Println("| machine | scan | median | least to most | of `ss` |")
-	fmt.Println("|---|---|---|---|---|")
+	fmt.Println("| machine | scan | median | least to most | of `ss` | CPU, median | of `ss` |")
+	fmt.Println("|---|---|---|---|---|---|---|")
 	for i := range machines {
 		if only != 0 && only != i+1 {
 			continue
@@ -101,9 +100,20 @@ func run(o options, only int) error {
 
 // scan is one way to list what listens.
 type scan struct {
-	name  string
-	times []time.Duration
-	do    func() (time.Duration, error)
+	name string
+	do   func() error // notes what it took
+	cost
+}
+
+// cost is the time that scans took, and the time of processors.
+type cost struct{ times, cpu []time.Duration }
+
+// take notes what f costs in this process and in those that it waits for.
+func (c *cost) take(f func() error) error {
+	used, began := cpu(), time.Now()
+	err := f()
+	c.times, c.cpu = append(c.times, time.Since(began)), append(c.cpu, cpu()-used)
+	return err
 }
 
 // measure is the first process of a machine, and all others end with it.
@@ -123,10 +133,7 @@ func measure(m machine, o options) error {
 	ctx := context.Background()
 	var lister *ports.Lister
 	want := m.processes * m.listeners
-	check := func(list []wire.ListeningPort, err error) error {
-		if err != nil {
-			return err
-		}
+	check := func(list []wire.ListeningPort) error {
 		here, there := 0, 0
 		for _, p := range list {
 			switch {
@@ -142,63 +149,52 @@ func measure(m machine, o options) error {
 		}
 		return nil
 	}
+	var out []byte
+	var list []wire.ListeningPort
+	var four, six []netstat.SockTabEntry
+	listening := func(e *netstat.SockTabEntry) bool { return e.State == netstat.Listen }
 	scans := []*scan{
-		{name: "`ss -Hltnp`", do: func() (time.Duration, error) {
-			began := time.Now()
-			out, err := exec.Command("ss", "-Hltnp").Output()
-			took := time.Since(began)
-			if got := strings.Count(string(out), "users:"); err == nil && got != want {
-				err = fmt.Errorf("ss lists %d, want %d", got, want)
+		{name: "`ss -Hltnp`", do: func() (err error) { out, err = exec.Command("ss", "-Hltnp").Output(); return err }},
+		{name: "go-netstat, TCP over IPv4 and IPv6", do: func() (err error) {
+			if four, err = netstat.TCPSocks(listening); err == nil {
+				six, err = netstat.TCP6Socks(listening)
 			}
-			return took, err
+			return err
 		}},
-		{name: "go-netstat, TCP over IPv4 and IPv6", do: func() (time.Duration, error) {
-			listening := func(e *netstat.SockTabEntry) bool { return e.State == netstat.Listen }
-			began := time.Now()
-			four, err := netstat.TCPSocks(listening)
-			six, err6 := netstat.TCP6Socks(listening)
-			took := time.Since(began)
-			if err := errors.Join(err, err6); err != nil {
-				return 0, err
-			}
-			if got := len(four) + len(six); got != want {
-				return 0, fmt.Errorf("go-netstat lists %d, want %d", got, want)
-			}
-			return took, nil
-		}},
-		{name: "berth, the first one, TCP and UDP", do: func() (time.Duration, error) {
-			began := time.Now()
+		{name: "berth, the first one, TCP and UDP", do: func() (err error) {
 			lister = ports.New(ports.Config{})
-			list, err := lister.List(ctx)
-			return time.Since(began), check(list, err)
+			list, err = lister.List(ctx)
+			return err
 		}},
-		{name: "berth, a later one", do: func() (time.Duration, error) {
-			began := time.Now()
-			list, err := lister.List(ctx)
-			return time.Since(began), check(list, err)
-		}},
+		{name: "berth, a later one", do: func() (err error) { list, err = lister.List(ctx); return err }},
 	}
 	later := scans[len(scans)-1]
 	for range o.rounds {
 		for _, s := range scans {
-			took, err := s.do()
-			if err != nil {
+			if err := s.take(s.do); err != nil {
 				return err
 			}
-			s.times = append(s.times, took)
 		}
-		for range 20 * len(scans) { // a later scan is short, so that one says little
-			took, err := later.do()
-			if err != nil {
+		if got := strings.Count(string(out), "users:"); got != want {
+			return fmt.Errorf("ss lists %d, want %d", got, want)
+		}
+		if got := len(four) + len(six); got != want {
+			return fmt.Errorf("go-netstat lists %d, want %d", got, want)
+		}
+		for range 100 { // a later scan is short, so that one says little
+			if err := check(list); err != nil {
 				return err
 			}
-			later.times = append(later.times, took)
+			if err := later.take(later.do); err != nil {
+				return err
+			}
 		}
 	}
-	ss := median(scans[0].times)
+	ss := scans[0]
 	for _, s := range scans {
-		mid := median(s.times)
-		fmt.Printf("| %s | %s | %s | %s to %s | %.3f |\n", m.name, s.name, ms(mid), ms(s.times[0]), ms(s.times[len(s.times)-1]), float64(mid)/float64(ss))
+		mid, used := median(s.times), median(s.cpu)
+		fmt.Printf("| %s | %s | %s | %s to %s | %.3f | %s | %.3f |\n", m.name, s.name, ms(mid), ms(s.times[0]), ms(s.times[len(s.times)-1]),
+			float64(mid)/float64(median(ss.times)), ms(used), float64(used)/float64(median(ss.cpu)))
 	}
 	if !m.watch {
 		return nil
@@ -207,7 +203,7 @@ func measure(m machine, o options) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("| %s | berth, a watch for %v | %.3f %% of a CPU | | |\n", m.name, o.watch, 100*share)
+	fmt.Printf("| %s | berth, a watch for %v | | | | %.3f %% of one | |\n", m.name, o.watch, 100*share)
 	return nil
 }
 
@@ -237,13 +233,16 @@ func watch(ctx context.Context, d time.Duration) (float64, error) {
 	return float64(used) / float64(took), nil
 }
 
-// cpu is what this process has used.
-func cpu() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err) // it has no way to fail
+// cpu is what this process has used, and those that it has waited for.
+func cpu() (used time.Duration) {
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(who, &u); err != nil {
+			panic(err) // it has no way to fail
+		}
+		used += time.Duration(u.Utime.Nano() + u.Stime.Nano())
 	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	return used
 }
 
 // median sorts times.

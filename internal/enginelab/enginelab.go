@@ -25,9 +25,11 @@ import (
 const (
 	Docker = "docker"
 	Podman = "podman"
+	// BridgedDocker is Docker with a network of its own, on which containers can publish ports. It makes a device, so it belongs into a network namespace.
+	BridgedDocker = "docker with a bridge"
 )
 
-// Kinds lists them.
+// Kinds lists those that any test can start.
 var Kinds = []string{Docker, Podman}
 
 // The images that each engine has.
@@ -85,9 +87,12 @@ func (e *Engine) Restart() error { return e.start() }
 func (e *Engine) start() error {
 	in := func(name string) string { return filepath.Join(e.dir, name) }
 	switch e.Kind {
-	case Docker:
+	case Docker, BridgedDocker:
 		e.cmd = exec.Command("dockerd", "--host", e.Host, "--data-root", in("data"), "--exec-root", in("exec"), "--pidfile", in("pid"),
-			"--bridge", "none", "--iptables=false", "--ip6tables=false", "--storage-driver", "vfs")
+			"--iptables=false", "--ip6tables=false", "--storage-driver", "vfs")
+		if e.Kind == Docker {
+			e.cmd.Args = append(e.cmd.Args, "--bridge", "none")
+		}
 	case Podman:
 		e.cmd = exec.Command("podman", "--root", in("root"), "--runroot", in("run"), "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs",
 			"--events-backend", "file", "--tmpdir", in("tmp"), "system", "service", "--time", "0", e.Host)
@@ -145,6 +150,10 @@ func (e *Engine) Stop() error {
 		}
 	}
 	e.API.Close()
+	// Docker leaves this behind when a container was on the host's network.
+	if failed := syscall.Unmount(filepath.Join(e.dir, "exec/netns/default"), syscall.MNT_DETACH); failed != nil && !errors.Is(failed, syscall.EINVAL) && !errors.Is(failed, syscall.ENOENT) {
+		err = errors.Join(err, failed)
+	}
 	return errors.Join(err, os.RemoveAll(e.dir))
 }
 
