@@ -738,6 +738,7 @@ func TestParseTable(t *testing.T) {
 func FuzzParseTable(f *testing.F) {
 	f.Add("   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 12345 1")
 	f.Add("  12: 00000000000000000000000001000000:0035 0:0 0A 0:0 0:0 0 0 0 1")
+	f.Add("0: 0100007F:1F90 0:0 0A 0:0 0:0 0 1000 0 many")
 	f.Fuzz(func(t *testing.T, line string) {
 		if s, ok := parseTable([]byte(line), stateListen); ok != s.local.IsValid() {
 			t.Errorf("%v, %v", s, ok)

@@ -90,8 +90,11 @@ func parseTable(line []byte, state byte) (socket, bool) {
 			s.uid = uint32(uid)
 		case 9:
 			inode, err := strconv.ParseUint(field, 10, 32)
+			if err != nil {
+				return socket{}, false
+			}
 			s.key.inode = uint32(inode)
-			return s, err == nil
+			return s, true
 		}
 	}
 }
