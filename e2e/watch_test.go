@@ -140,7 +140,8 @@ func TestContainersOfPodman(t *testing.T) {
 
 	lines := r.launch("containers", "box", "--watch", "--label", "berth-e2e="+name)
 	objects := r.launch("containers", "box", "--watch", "--output", "json", "--label", "berth-e2e="+name)
-	podman("run", "--detach", "--network=none", "--name", name, "--label", "berth-e2e="+name, "--label", "evil="+evil, image, "sleep", "1000")
+	// Root without every capability, as in CI's containers, cannot raise the limits that podman sets by itself.
+	podman("run", "--detach", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--name", name, "--label", "berth-e2e="+name, "--label", "evil="+evil, image, "sleep", "1000")
 	defer m.run(nil, "podman", "rm", "--force", "--time", "0", name)
 	lines.wait(" + "+name+"  ", 30*time.Second)
 	objects.wait(`"evil":"x\u001b[2J\nsecond"`, 30*time.Second)
