@@ -122,7 +122,11 @@ conformance() {
 e2e() {
 	tools
 	go test -count=1 -timeout 15m -v ./e2e
+<<<<<<< HEAD
 	go test -count=1 -timeout 5m -v ./bench/agents ./bench/ports ./bench/terminal
+=======
+	go test -count=1 -timeout 5m -v ./bench/agents ./bench/containers ./bench/ports
+>>>>>>> 1a23497 (containers: show on real engines what is promised; write it down)
 }
 
 up() { go run ./cmd/berth up --check; }
@@ -171,6 +175,7 @@ long() {
 	export BERTH_LONG=1
 	go test -count=1 -timeout 60m -v ./ptyhost/...
 	go test -count=1 -timeout 60m -v -run TestTerminals ./e2e
+	go test -count=1 -timeout 10m -v -run 'TestMany|TestContainerExec' ./containers ./internal/berthd
 	go test -count=1 -timeout 10m -v -run TestSameAsSS ./ports
 }
 
@@ -179,7 +184,11 @@ bench() {
 	go run ./bench/daemon
 	go run ./bench/mesh
 	go run ./bench/ports
+<<<<<<< HEAD
 	go run ./bench/terminal
+=======
+	go run ./bench/containers
+>>>>>>> 1a23497 (containers: show on real engines what is promised; write it down)
 }
 
 case ${1:-} in

@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/coder/websocket"
@@ -96,12 +98,12 @@ func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
 
 	var last []byte
 	for {
-		message, err := json.Marshal(list)
+		message, err := watchMessage(list)
 		if err != nil {
 			a.log.Error("cannot encode the containers", "error", err)
 			return
 		}
-		if message = append(message, '\n'); !bytes.Equal(message, last) {
+		if !bytes.Equal(message, last) {
 			if err := write(writing, conn, message); err != nil {
 				return
 			}
@@ -122,6 +124,24 @@ func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
 		if next, err := a.containers.get(ctx); err == nil {
 			list = next
 		}
+	}
+}
+
+// watchMessage encodes a list for those who watch. What does not fit into a message that they take is left out, and said.
+func watchMessage(list wire.Containers) ([]byte, error) {
+	all, warnings := len(list.Containers), list.Warnings
+	for {
+		message, err := json.Marshal(list)
+		if err != nil {
+			return nil, err
+		}
+		if message = append(message, '\n'); len(message) <= wire.MaxContainersMessage || len(list.Containers) == 0 {
+			return message, nil
+		}
+		// They are about of one size; a little less than what would fit then does.
+		fit := len(list.Containers) * (wire.MaxContainersMessage / 16) / (len(message) / 15)
+		list.Containers = list.Containers[:min(fit, len(list.Containers)-1)]
+		list.Warnings = append(slices.Clip(warnings), fmt.Sprintf("%d of %d containers are left out: a watch has no room for more", all-len(list.Containers), all))
 	}
 }
 

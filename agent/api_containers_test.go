@@ -321,6 +321,26 @@ func TestWatchContainers(t *testing.T) {
 	}
 }
 
+// TestWatchOfVeryMany: readers close on a message that is too long.
+func TestWatchOfVeryMany(t *testing.T) {
+	list := wire.Containers{Warnings: []string{"first"}}
+	for i := range 3000 {
+		list.Containers = append(list.Containers, wire.Container{Name: fmt.Sprint(i), Labels: map[string]string{"l": strings.Repeat("x", 4000)}})
+	}
+	message, err := watchMessage(list)
+	if err != nil || len(message) > wire.MaxContainersMessage {
+		t.Fatalf("%d bytes, %v", len(message), err)
+	}
+	var got wire.Containers
+	if err := json.Unmarshal(message, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("%d of 3000 containers are left out: a watch has no room for more", 3000-len(got.Containers))
+	if len(got.Containers) < 800 || len(got.Warnings) != 2 || got.Warnings[1] != want || len(list.Containers) != 3000 || len(list.Warnings) != 1 {
+		t.Errorf("%d containers, %q", len(got.Containers), got.Warnings)
+	}
+}
+
 func unwatched() (<-chan struct{}, func()) { return nil, func() {} }
 
 // TestWatchEndsWithTheAgent: a stop says goodbye and waits for nobody.

@@ -40,10 +40,10 @@ var ErrStopped = errors.New("containers are not followed any more")
 
 // Lister lists containers while it runs. It is safe for concurrent use.
 type Lister struct {
-	timeout        time.Duration
-	linger, rescan time.Duration
-	log            *slog.Logger
-	find           func() ([]engine, []string)
+	timeout, heartbeat, linger, rescan time.Duration
+
+	log  *slog.Logger
+	find func() ([]engine, []string)
 
 	wake    chan struct{} // has a value when somebody asks
 	running chan struct{} // closed once Run has begun
@@ -66,7 +66,7 @@ func New(cfg Config) *Lister {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Lister{
-		timeout: cfg.Timeout, linger: linger, rescan: rescan, log: cfg.Log, find: machine().engines,
+		timeout: cfg.Timeout, heartbeat: heartbeat, linger: linger, rescan: rescan, log: cfg.Log, find: machine().engines,
 		wake: make(chan struct{}, 1), running: make(chan struct{}), watchers: make(map[chan struct{}]bool),
 	}
 }
@@ -137,7 +137,7 @@ func (l *Lister) look() {
 			continue
 		}
 		ctx, end := context.WithCancel(l.life)
-		f := &follower{engine: e, timeout: l.timeout, log: l.log, changed: l.tell, first: make(chan struct{}), end: end}
+		f := &follower{engine: e, timeout: l.timeout, beat: l.heartbeat, log: l.log, changed: l.tell, first: make(chan struct{}), end: end}
 		f.spoken = sync.OnceFunc(func() { close(f.first) })
 		l.work.Go(func() { f.run(ctx) })
 		now[i] = f

@@ -41,6 +41,7 @@ const (
 type follower struct {
 	engine
 	timeout time.Duration // for the engine's answer
+	beat    time.Duration // between questions whether it is still there
 	log     *slog.Logger
 	changed func() // called after each change
 	end     context.CancelFunc
@@ -115,7 +116,7 @@ func (f *follower) follow(ctx context.Context) error {
 		return err
 	}
 
-	beat := time.NewTicker(heartbeat)
+	beat := time.NewTicker(f.beat)
 	defer beat.Stop()
 	full := time.NewTicker(resync)
 	defer full.Stop()

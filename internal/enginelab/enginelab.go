@@ -160,6 +160,12 @@ func (e *Engine) Stop() error {
 // Log is what the engine said of itself. The engine must have ended.
 func (e *Engine) Log() string { return e.log.String() }
 
+// Remove removes a container, running or not.
+func (e *Engine) Remove(id string) error {
+	_, err := e.API.ContainerRemove(context.Background(), id, client.ContainerRemoveOptions{Force: true})
+	return err
+}
+
 // RemoveAll removes every container.
 func (e *Engine) RemoveAll() error {
 	ctx := context.Background()
@@ -168,9 +174,7 @@ func (e *Engine) RemoveAll() error {
 		return err
 	}
 	for _, c := range list.Items {
-		if _, failed := e.API.ContainerRemove(ctx, c.ID, client.ContainerRemoveOptions{Force: true}); failed != nil {
-			err = errors.Join(err, failed)
-		}
+		err = errors.Join(err, e.Remove(c.ID))
 	}
 	return err
 }
