@@ -212,7 +212,7 @@ func TestFrozen(t *testing.T) {
 	})
 	// Who asks anew waits for it no longer than it may take to answer, and has the other's.
 	other := lister(of(frozen), of(well))
-	other.timeout = time.Second
+	other.timeout = 3 * time.Second
 	if got := list(t, run(t, other)); len(got.Warnings) != 1 || named(got, "fine") == nil {
 		t.Errorf("got %+v", got)
 	}
