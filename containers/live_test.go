@@ -73,7 +73,9 @@ func testEvents(t *testing.T, e *enginelab.Engine) {
 		}
 	}
 	must(e.API.ContainerStart(ctx, id, client.ContainerStartOptions{}))
-	see("started", func(c *wire.Container) bool { return c != nil && c.Running && c.Status == "running" && c.NetworkMode == "none" && c.PID > 0 })
+	see("started", func(c *wire.Container) bool {
+		return c != nil && c.Running && c.Status == "running" && c.NetworkMode == "none" && c.PID > 0
+	})
 	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", named(list(t, l), "web").PID)); err != nil || !strings.HasSuffix(exe, "/busybox") {
 		t.Errorf("its process is %q, %v", exe, err)
 	}
@@ -85,7 +87,9 @@ func testEvents(t *testing.T, e *enginelab.Engine) {
 	follow(t, l, changed, "renamed", func(list wire.Containers) bool { return named(list, "web") == nil && named(list, "shop") != nil })
 	must(e.API.ContainerRename(ctx, id, client.ContainerRenameOptions{NewName: "web"}))
 	must(e.API.ContainerStop(ctx, id, client.ContainerStopOptions{}))
-	see("stopped", func(c *wire.Container) bool { return c != nil && !c.Running && strings.HasPrefix(c.Status, "exited with code ") && c.PID == 0 })
+	see("stopped", func(c *wire.Container) bool {
+		return c != nil && !c.Running && strings.HasPrefix(c.Status, "exited with code ") && c.PID == 0
+	})
 	must(e.API.ContainerRemove(ctx, id, client.ContainerRemoveOptions{}))
 	see("removed", func(c *wire.Container) bool { return c == nil })
 }
