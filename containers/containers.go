@@ -53,6 +53,7 @@ type Lister struct {
 	work      sync.WaitGroup  // followers
 	followers []*follower     // in the order in which engines are found
 	warnings  []string        // of the engines that cannot be followed
+	looked    bool            // followers are of all engines that are there
 	asked     time.Time       // when somebody last asked
 	watchers  map[chan struct{}]bool
 }
@@ -92,31 +93,36 @@ func (l *Lister) Run(ctx context.Context) error {
 func (l *Lister) follow(ctx context.Context) {
 	tick := time.NewTicker(l.rescan)
 	defer tick.Stop()
-	for {
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.endAll()
+	}()
+	for l.lookOn() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			l.endAll()
 			return
 		}
-		l.mu.Lock()
-		if len(l.watchers) == 0 && time.Since(l.asked) > l.linger {
-			l.endAll()
-			l.mu.Unlock()
-			return
-		}
-		l.look()
-		l.mu.Unlock()
 	}
+}
+
+// lookOn looks for engines, or reports that nobody asks any more.
+func (l *Lister) lookOn() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.watchers) == 0 && time.Since(l.asked) > l.linger {
+		return false
+	}
+	l.look()
+	return true
 }
 
 func (l *Lister) endAll() {
 	for _, f := range l.followers {
 		f.end()
 	}
-	l.followers, l.warnings = nil, nil
+	l.followers, l.warnings, l.looked = nil, nil, false
 }
 
 // look begins to follow engines that have come, and stops for those that are gone. l.mu is held.
@@ -146,7 +152,7 @@ func (l *Lister) look() {
 		gone.end()
 		changed = true
 	}
-	l.followers, l.warnings = now, warnings
+	l.followers, l.warnings, l.looked = now, warnings, true
 	if changed {
 		l.tellLocked()
 	}
@@ -212,6 +218,28 @@ func (l *Lister) List(ctx context.Context) (wire.Containers, error) {
 	}
 	list.Warnings = append(list.Warnings, clashes(list.Containers)...)
 	return list, nil
+}
+
+// Known returns the containers that are known without asking anybody: it neither waits nor has engines followed. ok says that engines are followed, for
+// somebody who watches or has asked, and that each has answered or has been given up on. Of an engine that hangs they are those it last told of. What it
+// returns is shared and not to be changed.
+func (l *Lister) Known() (list []wire.Container, ok bool) {
+	l.mu.Lock()
+	followers, looked := l.followers, l.looked
+	l.mu.Unlock()
+	if !looked {
+		return nil, false
+	}
+	for _, f := range followers {
+		select {
+		case <-f.first:
+		default:
+			return nil, false
+		}
+		containers, _ := f.state()
+		list = append(list, containers...)
+	}
+	return list, true
 }
 
 // minPrefix is how much of an id must be given.

@@ -214,6 +214,9 @@ func TestFrozen(t *testing.T) {
 	follow(t, l, changed, "the other goes on", func(list wire.Containers) bool {
 		return named(list, "meanwhile") != nil && named(list, "iced") != nil && len(list.Warnings) == 1
 	})
+	if got, ok := l.Known(); !ok || named(wire.Containers{Containers: got}, "iced") == nil {
+		t.Errorf("%v are known, %v", got, ok)
+	}
 	// Who asks anew waits for it no longer than it may take to answer, and has the other's.
 	other := lister(of(frozen), of(well))
 	other.timeout = 3 * time.Second
@@ -259,20 +262,30 @@ func TestLinger(t *testing.T) {
 	l := lister(of(e))
 	l.linger, l.rescan = 50*time.Millisecond, 20*time.Millisecond
 	run(t, l)
-	list(t, l)
 	following := func() int {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		return len(l.followers)
 	}
+	if got, ok := l.Known(); ok || following() != 0 {
+		t.Errorf("%v are known though nobody asked; %d engines are followed", got, following())
+	}
+	list(t, l)
 	eventually(t, "the engine is let go", func() bool { return following() == 0 })
 	create(t, e, enginelab.Spec("later", "true"))
+	if got, ok := l.Known(); ok || following() != 0 {
+		t.Errorf("%v are known though the engine was let go; %d engines are followed", got, following())
+	}
 	if named(list(t, l), "later") == nil {
 		t.Error("the list is an old one")
 	}
 	_, stop := l.Watch()
-	time.AfterFunc(200*time.Millisecond, stop)
-	eventually(t, "it is followed while one watches, and no longer", func() bool { return following() == 0 })
+	eventually(t, "they are known while one watches", func() bool {
+		got, ok := l.Known()
+		return ok && named(wire.Containers{Containers: got}, "later") != nil
+	})
+	stop()
+	eventually(t, "it is followed no longer", func() bool { return following() == 0 })
 }
 
 func TestStopped(t *testing.T) {
@@ -290,6 +303,9 @@ func TestStopped(t *testing.T) {
 		defer l.mu.Unlock()
 		return len(l.followers) > 0
 	})
+	if got, ok := l.Known(); ok {
+		t.Errorf("%v are known of an engine that has not answered", got)
+	}
 	cancel()
 	if err := <-asked; err != ErrStopped {
 		t.Errorf("who waited got %v", err)
