@@ -230,6 +230,7 @@ func (t *Terminal) eraseDisplay(how int) {
 	case 2:
 	case 3:
 		t.history.clear()
+		t.main.row(0).cont = false
 		return
 	default:
 		return

@@ -3,6 +3,7 @@ package screen
 import (
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -15,6 +16,8 @@ type encoder struct {
 	exact   bool // view is the terminal's own size
 	joined  bool // the screen's first row continues what was written before it
 	colored bool // a background was used
+	// graphemes is set when the viewer's terminal has been put into mode 2027
+	graphemes bool
 }
 
 func (e *encoder) str(s string) { e.buf = append(e.buf, s...) }
@@ -152,11 +155,30 @@ func (e *encoder) cells(r *row, from, to int) {
 		case g&glyphMask == 0 && g&glyphCluster == 0:
 			e.buf = append(e.buf, ' ')
 		case g&glyphCluster != 0:
-			e.str(e.t.clusters.at(int(g & glyphMask)))
+			e.cluster(e.t.clusters.at(int(g&glyphMask)), g&glyphWide != 0)
 		default:
 			e.buf = utf8.AppendRune(e.buf, rune(g&glyphMask))
 		}
 		i++
+	}
+}
+
+// cluster emits characters that share a cell. A terminal that counts by code points makes such a cell only of what has no width behind what has; the
+// others were made in mode 2027, and are emitted in it.
+func (e *encoder) cluster(text string, wide bool) {
+	first, size := utf8.DecodeRuneInString(text)
+	plain := runeWidth(first) == 2 == wide
+	for _, r := range text[size:] {
+		plain = plain && runeWidth(r) == 0
+	}
+	on, off := "\x1b[?2027h", "\x1b[?2027l"
+	switch {
+	case !plain && !e.graphemes:
+		e.str(on + text + off)
+	case plain && e.graphemes && !wide && strings.ContainsRune(text, emojiStyle):
+		e.str(off + text + on)
+	default:
+		e.str(text)
 	}
 }
 
@@ -186,10 +208,8 @@ func (r *row) content(next *row) int {
 		return r.used
 	}
 	last := len(r.cells) - 1
-	if last > 0 && r.cells[last].glyph == 0 && len(next.cells) > 0 {
-		if first := next.cells[0]; first.glyph&glyphWide != 0 && first.style == r.cells[last].style {
-			return last
-		}
+	if last > 0 && r.cells[last] == (cell{}) && len(next.cells) > 0 && next.cells[0].glyph&glyphWide != 0 && next.cells[0].style == (style{}) {
+		return last
 	}
 	return len(r.cells)
 }

@@ -103,11 +103,6 @@ func (t *Terminal) setMode(mode int, on bool) {
 		}
 		t.useAlt(false)
 		t.restore()
-	case modeAutowrap:
-		if !on {
-			c.wrapNext = false
-		}
-		t.modes.set(mode, on)
 	default:
 		t.modes.set(mode, on)
 	}
@@ -136,6 +131,9 @@ func (t *Terminal) restore() {
 	t.cursor = t.screen.saved
 	t.cursor.y = min(t.cursor.y, t.rows-1)
 	t.cursor.x = min(t.cursor.x, t.cols-1)
+	if t.cursor.origin {
+		t.cursor.y = max(t.top, min(t.cursor.y, t.bot))
+	}
 }
 
 // keyboard is the stack of kitty keyboard flags; the last is in force.

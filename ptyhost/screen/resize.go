@@ -151,9 +151,10 @@ func (t *Terminal) popRow() []row {
 	}
 	const height = 2
 	cols := max(1, int(end.cols))
-	scratch := &Terminal{rows: height, cols: cols, main: newGrid(height, cols), cursor: newCursor(), modes: t.modes, bot: height - 1}
-	scratch.modes.set(modeAutowrap, true)
-	scratch.modes.set(modeInsert, false)
+	if end.is(lineTrimmed) {
+		cols++
+	}
+	scratch := &Terminal{rows: height, cols: cols, main: newGrid(height, cols), cursor: newCursor(), modes: defaultModes, bot: height - 1}
 	scratch.screen = scratch.main
 	scratch.clusters, scratch.extras = t.clusters, t.extras
 	scratch.clusters.frozen, scratch.extras.frozen = true, true // scratch does not see the cells that use them
@@ -204,9 +205,12 @@ func fold(out []row, text []cell, cols, at int, c *cursor) []row {
 		}
 		r := row{cells: make([]cell, cols), used: end - start, cont: start > 0}
 		copy(r.cells, text[start:end])
+		if cols == 1 && r.cells[0].glyph&(glyphWide|glyphTail) != 0 { // there is no room for it
+			r.cells[0].glyph = 0
+		}
 		last := end >= len(text)
 		if at >= start && (at < end || last) {
-			c.y, c.x, c.wrapNext = len(out), min(at-start, cols-1), at-start == cols
+			c.y, c.x, c.wrapNext = len(out), min(at-start, cols-1), at-start == cols && at <= len(text)
 		}
 		out = append(out, r)
 		if last {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -327,25 +328,108 @@ func TestSnapshotForAnotherSize(t *testing.T) {
 	}
 }
 
-func FuzzTerminal(f *testing.F) {
+// fuzzed makes a terminal of any size, feeds it, resizes it in between, and bounds what it may keep.
+func fuzzed(s []byte, cut uint16, rows, cols, rows2, cols2 uint8) *Terminal {
+	t := New(Config{Rows: int(rows%60) + 1, Cols: int(cols%140) + 1, Lines: 50, Bytes: 64 << 10})
+	at := min(int(cut), len(s))
+	t.Write(s[:at])
+	t.Resize(int(rows2%60), int(cols2%140)) // zero is none
+	t.Write(s[at:])
+	return t
+}
+
+func seed(f *testing.F) {
 	for _, s := range streams(f) {
-		f.Add([]byte(s[:min(len(s), 4096)]), uint16(len(s)/2), uint8(24), uint8(80))
+		f.Add([]byte(s[:min(len(s), 2048)]), uint16(len(s)/2), uint8(23), uint8(79), uint8(30), uint8(60))
 	}
-	f.Fuzz(func(t *testing.T, s []byte, cut uint16, rows, cols uint8) {
-		term := New(Config{Rows: 24, Cols: 80, Lines: 50, Bytes: 64 << 10})
-		at := min(int(cut), len(s))
-		term.Write(s[:at])
-		viewer := New(Config{Rows: 24, Cols: 80})
-		viewer.Write(term.Snapshot(View{}))
-		if a, b := term.cursor, viewer.cursor; a.x != b.x || a.y != b.y {
-			t.Errorf("cursor at %d,%d, a late viewer's at %d,%d", a.y, a.x, b.y, b.x)
+}
+
+// FuzzTerminal feeds a terminal anything: it keeps its shape and its bounds.
+func FuzzTerminal(f *testing.F) {
+	seed(f)
+	f.Fuzz(func(t *testing.T, s []byte, cut uint16, rows, cols, rows2, cols2 uint8) {
+		term := fuzzed(s, cut, rows, cols, rows2, cols2)
+		for _, g := range []*grid{term.main, term.alt} {
+			if g == nil {
+				continue
+			}
+			if len(g.rows) != term.rows {
+				t.Fatalf("%d rows, want %d", len(g.rows), term.rows)
+			}
+			for y, r := range g.rows {
+				if len(r.cells) != term.cols || r.used > term.cols {
+					t.Fatalf("row %d has %d columns, %d of them used, want %d", y, len(r.cells), r.used, term.cols)
+				}
+			}
 		}
-		term.Resize(int(rows), int(cols))
-		term.Write(s[at:])
-		term.Snapshot(View{})
+		if c := term.cursor; c.x < 0 || c.x >= term.cols || c.y < 0 || c.y >= term.rows {
+			t.Fatalf("the cursor is at %d,%d", c.y, c.x)
+		}
+		if h := &term.history; h.lines > 50 || h.bytes > 64<<10+2*blockSize+8*len(s) {
+			t.Fatalf("the scrollback holds %d lines and %d bytes", h.lines, h.bytes)
+		}
+		if len(term.pending) > maxPending || len(term.clusters.values) > maxClusters || len(term.extras.values) > maxExtras {
+			t.Fatal("something grows without bound")
+		}
 		term.Snapshot(View{Rows: 10, Cols: 200})
-		term.Resize(int(cols), int(rows))
-		term.Write(s)
+		term.Snapshot(View{Rows: 3, Cols: 7, Lines: 5})
+	})
+}
+
+// FuzzSnapshot gives a new terminal a snapshot of one that was fed anything, and wants it to be the same, and to stay so.
+func FuzzSnapshot(f *testing.F) {
+	seed(f)
+	f.Fuzz(wantSnapshot)
+}
+
+func wantSnapshot(t *testing.T, s []byte, cut uint16, rows, cols, rows2, cols2 uint8) {
+	term := fuzzed(s, cut, rows, cols, rows2, cols2)
+	viewer := New(Config{Rows: term.rows, Cols: term.cols, Lines: 50, Bytes: 64 << 10})
+	snapshot := term.Snapshot(View{})
+	viewer.Write(snapshot)
+	if diff := cmp.Diff(dump(term), dump(viewer)); diff != "" {
+		t.Fatalf("%q: the snapshot differs (-model +viewer):\n%s\n%q", s, diff, snapshot)
+	}
+	term.Write(s)
+	viewer.Write(s)
+	if diff := cmp.Diff(dump(term), dump(viewer)); diff != "" {
+		t.Fatalf("%q: after more output (-stayed +late):\n%s", s, diff)
+	}
+}
+
+// words are what programs are made of; digits in them are replaced by others.
+var words = []string{
+	"text", "x", "漢", "e\u0301", "👩\u200d🚀", "❤️", "🇫🇷", "a longer piece of text that wraps in most terminals ", "\r\n", "\n", "\r", "\b", "\t", "\x0e", "\x0f",
+	"\x1b7", "\x1b8", "\x1bD", "\x1bE", "\x1bH", "\x1bM", "\x1bc", "\x1b(0", "\x1b)0", "\x1b(B", "\x1b*A", "\x1bn", "\x1b#8", "\x1b=", "\x1b>",
+	"\x1b[9@", "\x1b[9A", "\x1b[9B", "\x1b[9C", "\x1b[9D", "\x1b[9G", "\x1b[9;9H", "\x1b[2J", "\x1b[1J", "\x1b[J", "\x1b[3J", "\x1b[K", "\x1b[1K", "\x1b[2K", "\x1b[9L", "\x1b[9M",
+	"\x1b[9P", "\x1b[9S", "\x1b[9T", "\x1b[9X", "\x1b[9Z", "\x1b[9I", "\x1b[9b", "\x1b[9d", "\x1b[g", "\x1b[3g", "\x1b[9;19r", "\x1b[r", "\x1b[s", "\x1b[u", "\x1b[9 @", "\x1b[9 A", "\x1b[9'}", "\x1b[9'~",
+	"\x1b[m", "\x1b[1m", "\x1b[4:9m", "\x1b[7m", "\x1b[39m", "\x1b[49m", "\x1b[38;5;9m", "\x1b[48;2;9;9;9m", "\x1b[41m", "\x1b[58;5;9m", "\x1b[22m", "\x1b[95m",
+	"\x1b[4h", "\x1b[4l", "\x1b[20h", "\x1b[20l", "\x1b[?6h", "\x1b[?6l", "\x1b[?7h", "\x1b[?7l", "\x1b[?25l", "\x1b[?25h", "\x1b[?47h", "\x1b[?47l", "\x1b[?1049h", "\x1b[?1049l", "\x1b[?1048h", "\x1b[?1048l",
+	"\x1b[?1h", "\x1b[?1003h", "\x1b[?1006h", "\x1b[?2004h", "\x1b[?2026h", "\x1b[?2026l", "\x1b[?2027h", "\x1b[?2027l", "\x1b[!p", "\x1b[9 q", "\x1b[>9u", "\x1b[<9u", "\x1b[=9;1u",
+	"\x1b]2;title 9\x07", "\x1b]8;;http://9\x07", "\x1b]8;;\x07", "\x1b]7;file:///9\x1b\\", "\x1b]4;9;#123\x07", "\x1b]104\x07", "\x1b]10;#999\x07", "\x1b[22;0t", "\x1b[23;0t", "\x1bP9q\x1b\\",
+}
+
+// program makes output of pairs of bytes: one names a word, the other what number is in it.
+func program(p []byte) []byte {
+	var out []byte
+	for ; len(p) >= 2; p = p[2:] {
+		out = append(out, strings.ReplaceAll(words[int(p[0])%len(words)], "9", strconv.Itoa(int(p[1])%30))...)
+	}
+	return out
+}
+
+// FuzzProgram does what FuzzSnapshot does with output that consists of whole words, cut anywhere.
+func FuzzProgram(f *testing.F) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	for range 20 {
+		p := make([]byte, 120)
+		for i := range p {
+			p[i] = byte(rng.Uint32())
+		}
+		f.Add(p, uint16(100), uint8(9), uint8(29), uint8(12), uint8(25))
+	}
+	f.Fuzz(func(t *testing.T, p []byte, cut uint16, rows, cols, rows2, cols2 uint8) {
+		wantSnapshot(t, program(p), cut, rows, cols, rows2, cols2)
 	})
 }
 

@@ -12,11 +12,21 @@ type block struct {
 }
 
 type lineEnd struct {
-	end     uint32
-	cols    uint16 // columns the line took
-	wrapped bool   // the line continues in the next one
-	colored bool   // some of it has a background
+	end   uint32
+	cols  uint16 // columns the line took
+	flags lineFlags
 }
+
+type lineFlags uint8
+
+const (
+	lineWrapped lineFlags = 1 << iota // the line continues in the next one
+	lineColored                       // some of it has a background
+	lineTrimmed                       // the last column was left empty, since what came next was wide
+	lineWide                          // begins with a wide character
+)
+
+func (e lineEnd) is(f lineFlags) bool { return e.flags&f != 0 }
 
 // scrollback is a queue of encoded lines, bounded in lines and bytes.
 type scrollback struct {
@@ -138,5 +148,13 @@ func (s *scrollback) lastWrapped() bool {
 		return false
 	}
 	b := s.blocks[len(s.blocks)-1]
-	return b.ends[len(b.ends)-1].wrapped
+	return b.ends[len(b.ends)-1].is(lineWrapped)
+}
+
+// endLine notes that the newest line does not continue after all.
+func (s *scrollback) endLine() {
+	if s.lastWrapped() {
+		b := s.blocks[len(s.blocks)-1]
+		b.ends[len(b.ends)-1].flags &^= lineWrapped | lineTrimmed
+	}
 }

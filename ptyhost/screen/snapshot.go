@@ -33,7 +33,6 @@ func (t *Terminal) Snapshot(v View) []byte {
 	}
 	if t.alt == nil {
 		e.grid(t.main, &t.cursor)
-		e.region()
 	} else {
 		e.grid(t.main, &t.main.saved)
 		e.cursor(&t.main.saved, t.main)
@@ -44,16 +43,17 @@ func (t *Terminal) Snapshot(v View) []byte {
 		for _, flags := range t.keyboard[1] {
 			e.csi(">", "u", flags)
 		}
-		e.region()
 	}
 	if t.screen.saved != newCursor() {
 		e.cursor(&t.screen.saved, t.screen)
 		e.str("\x1b7")
 		e.neutral()
 	}
+	e.region()
 	e.titles()
 	e.tabs()
 	e.modes()
+	e.graphemes = t.modes.is(modeGraphemes)
 	e.cursor(&t.cursor, t.screen)
 	e.buf = append(e.buf, t.pending...)
 	return e.buf
@@ -67,9 +67,6 @@ func (e *encoder) prologue() {
 	}
 	if e.t.sawPalette {
 		e.str("\x1b]104\x1b\\\x1b]110\x1b\\\x1b]111\x1b\\\x1b]112\x1b\\")
-	}
-	if e.t.modes.is(modeGraphemes) { // what is drawn is measured by it
-		e.csi("?", "h", modeGraphemes)
 	}
 	e.neutral()
 	e.str("\x1b[r\x1b[H\x1b[2J")
@@ -97,11 +94,17 @@ func (e *encoder) history() {
 	joined, aligned := false, true
 	rows, width := 0, 0 // of the viewer's window that are used; of the line so far
 	colored := false    // a background is somewhere in the line so far
+	trimmed := false    // the last column was left to something wide
 	h.each(n, func(line []byte, end lineEnd) {
+		if trimmed && !end.is(lineWide) { // what is there now is not
+			e.str(" ")
+			width++
+		}
+		trimmed = end.is(lineTrimmed)
 		e.buf = append(e.buf, line...)
 		width += int(end.cols)
-		colored = colored || end.colored
-		if !end.wrapped {
+		colored = colored || end.is(lineColored)
+		if !end.is(lineWrapped) {
 			if colored && width > v.Cols && width%v.Cols != 0 { // a row that came in by wrapping is filled with the background of that moment
 				e.str("\x1b[K")
 			}
@@ -109,10 +112,14 @@ func (e *encoder) history() {
 			rows += max(1, (width+v.Cols-1)/v.Cols)
 			width, colored = 0, false
 		}
-		aligned = (aligned || !joined) && (int(end.cols) == v.Cols || int(end.cols) == v.Cols-1)
-		joined = end.wrapped
+		aligned = (aligned || !joined) && (int(end.cols) == v.Cols || trimmed && int(end.cols) == v.Cols-1)
+		joined = end.is(lineWrapped)
 	})
-	cont := t.main.row(0).cont && joined
+	first := t.main.row(0)
+	cont := first.cont && joined
+	if cont && trimmed && first.cells[0].glyph&glyphWide == 0 {
+		e.str(" ")
+	}
 	if joined && !(cont && aligned && e.exact) {
 		e.str("\r\n")
 		rows += max(1, (width+v.Cols-1)/v.Cols)
@@ -243,7 +250,9 @@ func (e *encoder) cursor(c *cursor, g *grid) {
 	y -= e.offset(c)
 	if c.origin {
 		e.str("\x1b[?6h")
-		y -= t.top
+		if c == &t.cursor { // a saved one may be outside the region, which is set after it
+			y -= t.top
+		}
 	}
 	if !e.exact {
 		if c.wrapNext {
@@ -255,7 +264,7 @@ func (e *encoder) cursor(c *cursor, g *grid) {
 	}
 	r := g.row(min(c.y, t.rows-1))
 	last := c == &t.cursor && t.last != 0
-	if !c.wrapNext && (!last || x == 0 || t.modes.is(modeInsert)) {
+	if !c.wrapNext && (!last || x == 0) {
 		e.move(y, x)
 		e.charsets(c)
 		return
@@ -272,7 +281,14 @@ func (e *encoder) cursor(c *cursor, g *grid) {
 	if r.cells[x].glyph&glyphWide != 0 {
 		end++
 	}
-	if g := r.cells[x].glyph; c.charset[c.gl] != 'B' && g < utf8.RuneSelf {
+	insert := c == &t.cursor && t.modes.is(modeInsert)
+	switch {
+	case insert && last: // make the room that printing takes
+		e.csi("", "P", end-x)
+	case insert:
+		e.str("\x1b[4l")
+	}
+	if text := t.printed(r.cells[x].glyph); !last && c.charset[c.gl] != 'B' && text[0] < utf8.RuneSelf { // printed in another set
 		e.cells(r, x, end)
 		e.charsets(c)
 	} else {
@@ -280,6 +296,12 @@ func (e *encoder) cursor(c *cursor, g *grid) {
 		e.cells(r, x, end)
 	}
 	e.setPen(c.pen)
+	switch {
+	case insert && !last:
+		e.str("\x1b[4h")
+	case !last: // changes nothing, but nothing combines with what was printed
+		e.buf = append(e.buf, 0x1b, '(', c.charset[0])
+	}
 }
 
 func (e *encoder) charsets(c *cursor) {

@@ -117,13 +117,16 @@ func (t *Terminal) softReset() {
 
 func (t *Terminal) blank() cell { return cell{style: style{bg: t.cursor.pen.bg}} }
 
-// wrap moves to the next line if the last column was written. wrapNext is never set while autowrap is off.
+// wrap moves to the next line if the last column was written, unless autowrap is off.
 func (t *Terminal) wrap() {
 	c := &t.cursor
 	if !c.wrapNext {
 		return
 	}
 	c.wrapNext = false
+	if !t.modes.is(modeAutowrap) {
+		return
+	}
 	c.x = 0
 	switch {
 	case c.y == t.bot:
@@ -164,8 +167,8 @@ func (t *Terminal) printASCII(p []byte) {
 		r.touch(c.x)
 		if c.x == t.cols {
 			c.x--
-			c.wrapNext = t.modes.is(modeAutowrap)
-			if !c.wrapNext && len(p) > 1 {
+			c.wrapNext = true
+			if len(p) > 1 && !t.modes.is(modeAutowrap) {
 				p = p[len(p)-1:] // all but the last are overwritten in the last column
 			}
 		}
@@ -201,19 +204,20 @@ func (t *Terminal) printRune(r rune) {
 		t.combine(r)
 		return
 	}
-	t.last = r
 	if width > t.cols {
 		return
 	}
 	t.wrap()
 	if c.x+width > t.cols { // a wide character in the last column
 		if !t.modes.is(modeAutowrap) {
+			t.last = 0
 			return
 		}
 		c.wrapNext = true
 		t.screen.row(c.y).erase(c.x, t.cols, cell{style: c.pen})
 		t.wrap()
 	}
+	t.last = r
 	row := t.screen.row(c.y)
 	if t.modes.is(modeInsert) {
 		t.insertCells(width)
@@ -229,7 +233,7 @@ func (t *Terminal) printRune(r rune) {
 	row.touch(c.x)
 	if c.x == t.cols {
 		c.x--
-		c.wrapNext = t.modes.is(modeAutowrap)
+		c.wrapNext = true
 	}
 }
 
@@ -244,26 +248,29 @@ func (t *Terminal) before() int {
 	if x > 0 && cells[x].glyph&glyphTail != 0 {
 		x--
 	}
-	if x < 0 || cells[x].glyph == 0 {
-		return -1
-	}
 	return x
 }
 
 // combine adds a zero-width rune to the character before the cursor.
 func (t *Terminal) combine(r rune) {
 	if x := t.before(); x >= 0 {
-		t.extend(&t.screen.row(t.cursor.y).cells[x].glyph, r)
+		t.extend(t.screen.row(t.cursor.y), x, r)
 	}
 }
 
-func (t *Terminal) extend(g *glyph, r rune) {
-	text := t.text(*g) + string(r)
+// extend adds r to what is in column x. In insert mode no more can follow: a snapshot could not print such a character without moving others.
+func (t *Terminal) extend(row *row, x int, r rune) {
+	if t.modes.is(modeInsert) {
+		t.last = 0
+	}
+	g := &row.cells[x].glyph
+	text := t.printed(*g) + string(r)
 	if len(text) > maxCluster {
 		return
 	}
 	if n := t.clusters.add(text, t.usedClusters); n != 0 {
 		*g = glyph(n) | glyphCluster | *g&glyphWide
+		row.touch(x + 1)
 	}
 }
 
@@ -277,21 +284,21 @@ func (t *Terminal) join(r rune) bool {
 	}
 	row := t.screen.row(c.y)
 	g := &row.cells[x].glyph
-	if !joins(t.text(*g), r) {
+	if !joins(t.printed(*g), r) {
 		return false
 	}
-	t.extend(g, r)
 	flag := r >= 0x1f1e6 && r <= 0x1f1ff
-	if *g&glyphWide != 0 || runeWidth(r) < 2 && r != emojiStyle && !flag {
+	widens := *g&glyphWide == 0 && (runeWidth(r) == 2 || r == emojiStyle || flag)
+	if widens && x+2 > t.cols && (!t.modes.is(modeAutowrap) || t.cols < 2) {
+		return true // there is no room for it
+	}
+	t.extend(row, x, r)
+	if !widens {
 		return true
 	}
-	// It widens. In the last column it moves to the next line.
 	grown := row.cells[x]
 	grown.glyph |= glyphWide
-	if x+2 > t.cols {
-		if !t.modes.is(modeAutowrap) || t.cols < 2 {
-			return true
-		}
+	if x+2 > t.cols { // it moves to the next line
 		row.cells[x] = cell{style: c.pen}
 		c.wrapNext = true
 		t.wrap()
@@ -304,9 +311,17 @@ func (t *Terminal) join(r rune) bool {
 	row.touch(c.x)
 	if c.x == t.cols {
 		c.x--
-		c.wrapNext = t.modes.is(modeAutowrap)
+		c.wrapNext = true
 	}
 	return true
+}
+
+// printed is what a terminal has to print for a cell to look as it does: a space for one that was never written to.
+func (t *Terminal) printed(g glyph) string {
+	if text := t.text(g); text != "" {
+		return text
+	}
+	return " "
 }
 
 func (t *Terminal) text(g glyph) string {
@@ -419,13 +434,29 @@ func (t *Terminal) scrollUp(n int, cont bool) {
 
 // keep moves a row into the scrollback; next is the one below it.
 func (t *Terminal) keep(r, next *row) {
+	if !r.cont {
+		t.history.endLine()
+	}
 	b := t.history.open()
 	e := encoder{t: t, buf: b.data}
 	end := r.content(next)
 	e.cells(r, 0, end)
 	e.setPen(style{})
 	b.data = e.buf
-	t.history.close(b, lineEnd{cols: uint16(end), wrapped: next.cont, colored: e.colored})
+	var flags lineFlags
+	if next.cont {
+		flags |= lineWrapped
+		if end < len(r.cells) {
+			flags |= lineTrimmed
+		}
+	}
+	if e.colored {
+		flags |= lineColored
+	}
+	if r.cells[0].glyph&glyphWide != 0 {
+		flags |= lineWide
+	}
+	t.history.close(b, lineEnd{cols: uint16(end), flags: flags})
 }
 
 func (t *Terminal) isTab(x int) bool {
@@ -485,6 +516,13 @@ func (t *Terminal) deleteCells(n int) {
 	r.splitAt(c.x, t.blank())
 	r.splitAt(c.x+n, t.blank())
 	copy(r.cells[c.x:], r.cells[c.x+n:])
-	r.touch(min(t.cols, r.used))
-	r.erase(t.cols-n, t.cols, t.blank())
+	blank := t.blank()
+	for i := t.cols - n; i < t.cols; i++ {
+		r.cells[i] = blank
+	}
+	if blank != (cell{}) {
+		r.used = t.cols
+	} else if r.used > c.x {
+		r.used = max(c.x, r.used-n)
+	}
 }
