@@ -466,14 +466,3 @@ func BenchmarkWrite(b *testing.B) {
 		})
 	}
 }
-
-func BenchmarkSnapshot(b *testing.B) {
-	term := New(Config{})
-	for i := range 11_000 {
-		fmt.Fprintf(term, "%d: the quick brown \x1b[32mfox\x1b[m jumps over the lazy dog\r\n", i)
-	}
-	b.SetBytes(int64(len(term.Snapshot(View{}))))
-	for b.Loop() {
-		term.Snapshot(View{})
-	}
-}

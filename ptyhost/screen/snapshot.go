@@ -91,6 +91,10 @@ func (e *encoder) history() {
 	if n == 0 {
 		n = h.lines
 	}
+	if h.lines > 0 { // what the lines take, their ends, and something for the screen: growing as it comes would copy all of it several times
+		n = min(n, h.lines)
+		e.buf = slices.Grow(e.buf, h.bytes*n/h.lines+2*n+16*t.rows*t.cols)
+	}
 	joined, aligned := false, true
 	rows, width := 0, 0 // of the viewer's window that are used; of the line so far
 	colored := false    // a background is somewhere in the line so far
