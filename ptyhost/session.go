@@ -282,6 +282,7 @@ func (s *session) attach(conn net.Conn, req AttachRequest) *viewer {
 	if s.active == nil && !v.readOnly {
 		s.activate(v)
 	}
+	v.cut = v.size != s.size
 	if snapshot := s.screen.snapshot(v.view(missed)); len(snapshot) > 0 {
 		v.put(snapshot)
 	}
@@ -402,6 +403,9 @@ func (s *session) fit() {
 	}
 	end := time.Now()
 	s.resizable = end.Add(max(resizePause, resizeShare*end.Sub(start)))
+	for other := range s.viewers {
+		other.redraw()
+	}
 }
 
 // resize notes a viewer's new size, which the terminal takes if the viewer is the one who typed last.
@@ -411,7 +415,9 @@ func (s *session) resize(v *viewer, size Size) {
 	v.size = size
 	if s.active == v {
 		s.activate(v)
+		return
 	}
+	v.redraw()
 }
 
 // typed queues what a viewer typed. It fails if the viewer sends more than it was given room for.

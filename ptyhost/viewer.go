@@ -43,7 +43,8 @@ type viewer struct {
 
 	out      []byte    // output not yet sent
 	acks     int       // input consumed and not yet acknowledged
-	stale    bool      // output was left out; a snapshot is due once out is sent
+	stale    bool      // what it shows is not what it should; a snapshot is due once out is sent
+	cut      bool      // its window has not the terminal's size
 	seen     uint64    // lines scrolled when the viewer became stale
 	drawn    time.Time // when it became stale, or was shown the screen since
 	budget   int       // what it may be sent of a flood
@@ -103,6 +104,17 @@ func (v *viewer) put(p []byte) {
 		v.out = buffers.Get().(*buffer).bytes[:0]
 	}
 	v.out = append(v.out, p...)
+}
+
+// redraw is called when the terminal or the window has a new size. A window that shows a part of the terminal now, or did before, is shown it anew.
+// One that had the terminal's size and has it again has done to its text what the terminal did. The session's lock is held.
+func (v *viewer) redraw() {
+	was := v.cut
+	v.cut = v.size != v.session.size
+	if (was || v.cut) && !v.raw && !v.stale {
+		v.stale, v.seen, v.drawn = true, v.session.screen.lines(), time.Now()
+		v.wake()
+	}
 }
 
 // full reports whether the program should wait for this viewer.
