@@ -122,11 +122,7 @@ conformance() {
 e2e() {
 	tools
 	go test -count=1 -timeout 15m -v ./e2e
-<<<<<<< HEAD
-	go test -count=1 -timeout 5m -v ./bench/agents ./bench/ports ./bench/terminal
-=======
-	go test -count=1 -timeout 5m -v ./bench/agents ./bench/containers ./bench/ports
->>>>>>> 1a23497 (containers: show on real engines what is promised; write it down)
+	go test -count=1 -timeout 5m -v ./bench/agents ./bench/containers ./bench/ports ./bench/terminal
 }
 
 up() { go run ./cmd/berth up --check; }
@@ -184,11 +180,8 @@ bench() {
 	go run ./bench/daemon
 	go run ./bench/mesh
 	go run ./bench/ports
-<<<<<<< HEAD
-	go run ./bench/terminal
-=======
 	go run ./bench/containers
->>>>>>> 1a23497 (containers: show on real engines what is promised; write it down)
+	go run ./bench/terminal
 }
 
 case ${1:-} in
