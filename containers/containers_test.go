@@ -11,8 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -229,6 +231,92 @@ func TestEndlessAnswer(t *testing.T) {
 	})
 	if got := list(t, run(t, lister(engine{name: "docker", host: endless}))); len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "more than 32 MiB") {
 		t.Errorf("got %q", got.Warnings)
+	}
+}
+
+// slowEngine has running containers, and takes its time for each look at one of them. refuses says which look it answers with an error.
+func slowEngine(t *testing.T, containers int, takes time.Duration, refuses func(id string) bool) (host string, lists *atomic.Int32) {
+	lists = new(atomic.Int32)
+	id := func(i int) string { return fmt.Sprintf("%064x", i+1) }
+	mux := http.NewServeMux()
+	mux.HandleFunc("/_ping", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Api-Version", "1.41") })
+	mux.HandleFunc("/v1.41/events", func(w http.ResponseWriter, r *http.Request) {
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	mux.HandleFunc("/v1.41/containers/json", func(w http.ResponseWriter, r *http.Request) {
+		var all []container.Summary
+		for i := range containers {
+			if filter := r.URL.Query().Get("filters"); filter == "" || strings.Contains(filter, id(i)) {
+				all = append(all, container.Summary{ID: id(i), Names: []string{"/" + id(i)}, State: "running"})
+			}
+		}
+		if len(all) == containers {
+			lists.Add(1)
+		}
+		json.NewEncoder(w).Encode(all)
+	})
+	mux.HandleFunc("/v1.41/containers/{id}/json", func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-time.After(takes):
+		case <-r.Context().Done():
+		}
+		if refuses(r.PathValue("id")) {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		json.NewEncoder(w).Encode(container.InspectResponse{ID: r.PathValue("id"), State: &container.State{Status: "running", Pid: 7}})
+	})
+	return socket(t, func(l net.Listener) { http.Serve(l, mux) }), lists
+}
+
+// An engine that needs longer for all its containers together than it may for one answer is no engine that does not answer.
+func TestSlowEngine(t *testing.T) {
+	const containers = 24
+	// 24 looks, four at a time, take 600 ms at least.
+	host, lists := slowEngine(t, containers, 100*time.Millisecond, func(string) bool { return false })
+	l := lister(engine{name: "docker", host: host})
+	l.timeout, l.heartbeat = 500*time.Millisecond, 50*time.Millisecond
+	run(t, l)
+	eventually(t, "all are known in full", func() bool {
+		got := list(t, l)
+		if len(got.Warnings) > 0 || len(got.Containers) != containers {
+			t.Fatalf("%d containers, warnings %q", len(got.Containers), got.Warnings)
+		}
+		return !slices.ContainsFunc(got.Containers, func(c wire.Container) bool { return c.PID != 7 })
+	})
+	if n := lists.Load(); n != 1 {
+		t.Errorf("%d whole lists were asked for", n)
+	}
+}
+
+// What an engine once told of a container is kept when it fails at the next look.
+func TestFailedLook(t *testing.T) {
+	var broken atomic.Bool
+	host, lists := slowEngine(t, 3, 0, func(id string) bool { return broken.Load() && strings.HasSuffix(id, "2") })
+	l := lister(engine{name: "docker", host: host})
+	l.heartbeat = 20 * time.Millisecond
+	run(t, l)
+	list(t, l)
+	broken.Store(true)
+	l.mu.Lock()
+	f := l.followers[0]
+	l.mu.Unlock()
+	api, err := f.connect(t.Context(), looking, new(allowance))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer api.Close()
+	unseen, err := f.refresh(t.Context(), api, nil)
+	if err != nil || len(unseen) != 1 || !strings.HasSuffix(unseen[0], "2") {
+		t.Errorf("unseen %q, %v", unseen, err)
+	}
+	got := list(t, l)
+	if len(got.Warnings) > 0 || slices.ContainsFunc(got.Containers, func(c wire.Container) bool { return c.PID != 7 }) {
+		t.Errorf("got %+v", got)
+	}
+	if n := lists.Load(); n != 2 {
+		t.Errorf("%d whole lists were asked for", n)
 	}
 }
 

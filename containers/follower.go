@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
@@ -33,6 +34,8 @@ const (
 	refreshGap = 100 * time.Millisecond
 	// maxDirty is up to how many changed containers are looked at alone; beyond, the whole list is cheaper.
 	maxDirty = 16
+	// maxCatchUp is up to how many containers are looked at again at each heartbeat, after the engine had no time for them: their ids make a request.
+	maxCatchUp = 100
 	// inspections is how many containers are looked at in parallel.
 	inspections = 4
 )
@@ -81,11 +84,12 @@ func (f *follower) run(ctx context.Context) {
 func (f *follower) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	begin, done := context.WithTimeout(ctx, f.timeout)
-	defer done()
 
+	// Each question has the timeout for itself: a slow engine with many containers takes longer over all of them, and answers nevertheless.
 	var limit allowance
+	begin, done := context.WithTimeout(ctx, f.timeout)
 	api, err := f.connect(begin, looking, &limit)
+	done()
 	if err != nil {
 		f.fail(err)
 		return err
@@ -103,16 +107,25 @@ func (f *follower) follow(ctx context.Context) error {
 	case <-subscribed:
 	case err := <-lost:
 		lost <- err
-		if listErr := f.refresh(begin, api, nil); listErr != nil {
+		if _, listErr := f.refresh(ctx, api, nil); listErr != nil {
 			f.fail(listErr)
 		}
 		return err // an engine without events is asked for its list at every try
-	case <-begin.Done():
-		f.fail(begin.Err())
-		return begin.Err()
+	case <-time.After(f.timeout):
+		f.fail(context.DeadlineExceeded)
+		return context.DeadlineExceeded
+	case <-ctx.Done():
+		return nil
 	}
-	if err := f.refresh(begin, api, nil); err != nil {
+	unseen, err := f.refresh(ctx, api, nil)
+	if err != nil {
 		f.fail(err)
+		return err
+	}
+	look := func(ids []string) error {
+		again, err := f.refresh(ctx, api, ids)
+		unseen = slices.DeleteFunc(unseen, func(id string) bool { return len(ids) == 0 || slices.Contains(ids, id) })
+		unseen = append(unseen, again...)
 		return err
 	}
 
@@ -132,14 +145,17 @@ func (f *follower) follow(ctx context.Context) error {
 			if len(ids) == 0 && !all {
 				continue
 			}
-			err = f.within(ctx, func(ctx context.Context) error { return f.refresh(ctx, api, ids) })
+			err = look(ids)
 		case <-full.C:
-			err = f.within(ctx, func(ctx context.Context) error { return f.refresh(ctx, api, nil) })
+			err = look(nil)
 		case <-beat.C:
 			err = f.within(ctx, func(ctx context.Context) error {
 				_, err := api.Ping(ctx, client.PingOptions{})
 				return err
 			})
+			if err == nil && len(unseen) > 0 {
+				err = look(slices.Clone(unseen[:min(len(unseen), maxCatchUp)]))
+			}
 		}
 		if err != nil {
 			f.fail(err)
@@ -227,17 +243,26 @@ func (d *dirt) take() (ids []string, all bool) {
 	return ids, false
 }
 
-// refresh asks the engine for the containers with these ids, or for all if there are none.
-func (f *follower) refresh(ctx context.Context, api *client.Client, ids []string) error {
+// refresh asks the engine for the containers with these ids, or for all if there are none. unseen are those that it did not tell everything of: there was
+// no time, or it failed. They are shown by what is known of them.
+func (f *follower) refresh(ctx context.Context, api *client.Client, ids []string) (unseen []string, err error) {
 	options := client.ContainerListOptions{All: true}
 	if len(ids) > 0 {
 		options.Filters = make(client.Filters).Add("id", ids...)
 	}
-	found, err := api.ContainerList(ctx, options)
-	if err != nil {
+	var found client.ContainerListResult
+	err = f.within(ctx, func(ctx context.Context) (err error) {
+		found, err = api.ContainerList(ctx, options)
 		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	list := make([]wire.Container, len(found.Items))
+	failed := make([]bool, len(list))
+	known := f.known()
+	inspecting, done := context.WithTimeout(ctx, f.timeout)
+	defer done()
 	var looks errgroup.Group
 	looks.SetLimit(inspections)
 	for i, c := range found.Items {
@@ -247,16 +272,42 @@ func (f *follower) refresh(ctx context.Context, api *client.Client, ids []string
 			continue
 		}
 		looks.Go(func() error {
-			// One that went meanwhile, or for which there is no time, is shown by what is known of it.
-			if details, err := api.ContainerInspect(ctx, c.ID, client.ContainerInspectOptions{}); err == nil {
+			details, err := api.ContainerInspect(inspecting, c.ID, client.ContainerInspectOptions{})
+			switch old := known[c.ID]; {
+			case err == nil:
 				detail(&list[i], details.Container, f.local())
+			case errdefs.IsNotFound(err): // it went meanwhile, and an event says so
+			default:
+				failed[i] = true
+				if old.Running && list[i].Running {
+					list[i].PID, list[i].Health = old.PID, old.Health
+				}
 			}
 			return nil
 		})
 	}
 	looks.Wait() // no look returns an error
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	for i, c := range list {
+		if failed[i] {
+			unseen = append(unseen, c.ID)
+		}
+	}
 	f.set(list, ids)
-	return ctx.Err()
+	return unseen, nil
+}
+
+// known returns the containers that are in force, by id.
+func (f *follower) known() map[string]wire.Container {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	byID := make(map[string]wire.Container, len(f.containers))
+	for _, c := range f.containers {
+		byID[c.ID] = c
+	}
+	return byID
 }
 
 // set puts a list in force: the whole if ids is empty, else in place of these containers.

@@ -119,12 +119,12 @@ func TestHealth(t *testing.T) {
 	sees("healthy")
 }
 
-// Many containers with labels that mean harm: each is in the list, letter for letter.
+// Many containers with labels that mean harm: each is in the list, letter for letter. In the long test they run.
 func TestMany(t *testing.T) {
 	onEach(t, func(t *testing.T, e *enginelab.Engine) {
-		count := 20
+		count, begin := 20, create
 		if os.Getenv("BERTH_LONG") != "" {
-			count = 200
+			count, begin = 200, up
 		}
 		l := run(t, lister(of(e)))
 		changed, stop := l.Watch()
@@ -132,13 +132,13 @@ func TestMany(t *testing.T) {
 		list(t, l)
 		want := map[string]map[string]string{}
 		for i := range count {
-			spec := enginelab.Spec(fmt.Sprintf("c.%03d_%s", i, strings.Repeat("x", i%50)), "true")
+			spec := enginelab.Spec(fmt.Sprintf("c.%03d_%s", i, strings.Repeat("x", i%50)), "sleep", "10000")
 			spec.Config.Image = enginelab.ShelllessImage
 			spec.Config.Labels = map[string]string{
 				"nr": fmt.Sprint(i), "bell": "\a\x1b]0;owned\a", "\x1b[2J": "\r\n\t", "html": "<script>alert(1)</script>", "bidi": "\u202egnp.exe",
 				"long": strings.Repeat("y", 4000), "devcontainer.metadata": "[not json", "com.docker.compose.project": "p\n\x1b[31m",
 			}
-			create(t, e, spec)
+			begin(t, e, spec)
 			want[spec.Name] = spec.Config.Labels
 		}
 		follow(t, l, changed, "all are made", func(list wire.Containers) bool { return len(list.Containers) == count })

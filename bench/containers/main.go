@@ -1,4 +1,4 @@
-// Command containers measures how soon the containers beside an agent are known: read from memory, against `docker ps -a` and `docker inspect` of the
+// Command containers measures how soon the running containers beside an agent are known: read from memory, against `docker ps -a` and `docker inspect` of the
 // same engine in the same run, and from an event to those who watch. It starts engines of its own, so it needs root and Debian's docker.io, podman and
 // busybox-static.
 //
@@ -88,20 +88,20 @@ func measure(ctx context.Context, s settings, kind string, out io.Writer) (err e
 	}
 	defer func() { err = errors.Join(err, e.Stop()) }()
 	fmt.Fprintf(out, "%s\n%12s %22s %12s %12s %10s %12s %14s\n", kind, "containers", "docker ps + inspect", "first list", "list", "ratio", "told after", "quiet watch")
-	made := 0
+	started := 0
 	for _, count := range s.counts {
-		var making errgroup.Group
-		making.SetLimit(4)
-		for ; made < count; made++ {
-			spec := enginelab.Spec(fmt.Sprintf("bench-%03d", made), "sleep", "1000")
+		var starting errgroup.Group
+		starting.SetLimit(4)
+		for ; started < count; started++ {
+			spec := enginelab.Spec(fmt.Sprintf("bench-%03d", started), "sleep", "10000")
 			spec.Config.Image = enginelab.ShelllessImage
-			spec.Config.Labels = map[string]string{"com.docker.compose.project": "bench", "number": strconv.Itoa(made)}
-			making.Go(func() error {
-				_, err := e.Create(spec)
+			spec.Config.Labels = map[string]string{"com.docker.compose.project": "bench", "number": strconv.Itoa(started)}
+			starting.Go(func() error {
+				_, err := e.Run(spec)
 				return err
 			})
 		}
-		if err := making.Wait(); err != nil {
+		if err := starting.Wait(); err != nil {
 			return err
 		}
 		r, err := one(ctx, s, e, count)
