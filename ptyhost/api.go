@@ -50,6 +50,13 @@ type AttachRequest struct {
 	// ID is the session's id (a UUID in any text form) or its name. Empty asks for a new session with a random id; Create must be set then.
 	ID string `json:"id"`
 
+	// Name is what the client calls the session, if it has a name for it besides the id: the session that has this name by now is meant, and only
+	// if there is none, one that has the id and no name.
+	Name string `json:"name,omitempty"`
+
+	// Container refuses a session that runs elsewhere than in this container; "" takes any.
+	Container string `json:"container,omitempty"`
+
 	// Create says how to start the session if it does not exist. If it is nil, the session must exist, else [ErrNoSession].
 	Create *CreateRequest `json:"create,omitempty"`
 
@@ -60,7 +67,7 @@ type AttachRequest struct {
 	ReadOnly bool `json:"read_only,omitempty"`
 
 	// View names this attachment, so that another can continue it; at most 64 bytes, unique. After is the name of one that broke off after Got bytes
-	// were read: the snapshot then has the lines that scrolled since, not the whole scrollback. What the session does not know is as if it were empty.
+	// were read: its session is meant, whatever the names are by now, and the snapshot has the lines that scrolled since, not the whole scrollback. What the session does not know is as if it were empty.
 	View  string `json:"view,omitempty"`
 	After string `json:"after,omitempty"`
 	Got   uint64 `json:"got,omitempty"`
@@ -74,6 +81,9 @@ type AttachRequest struct {
 type CreateRequest struct {
 	// Name is what people call the session; it can be used in place of the id. Optional, unique, at most 128 bytes of printable characters.
 	Name string `json:"name,omitempty"`
+
+	// Container is told to those who list the session: where the program runs, if it enters a container.
+	Container string `json:"container,omitempty"`
 
 	// Argv, Dir and Env start the program. They are used as they are: the host adds nothing else to Env, and looks nothing up in PATH unless Argv[0]
 	// has no slash, and then in the PATH of Env.
@@ -110,6 +120,7 @@ type SessionInfo struct {
 	Command    string      `json:"command,omitempty"`   // argv of the program, joined for people
 	Running    string      `json:"running,omitempty"`   // the command in the foreground, cut at 1 KiB; in lists only
 	Directory  string      `json:"directory,omitempty"` // where it is: OSC 7, else of the process in the foreground; in lists only
+	Container  string      `json:"container,omitempty"`
 	PID        int         `json:"pid"`
 	Created    time.Time   `json:"created"`
 	LastActive time.Time   `json:"last_active"`      // last output or input

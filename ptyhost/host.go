@@ -46,7 +46,8 @@ type Host struct {
 	stop chan struct{} // closed by a client's shutdown
 
 	mu       sync.Mutex
-	sessions map[string]*session // by id
+	sessions map[string]*session      // by id
+	starting map[string]chan struct{} // ids and names of sessions about to be; closed when they are or cannot be
 	conns    map[net.Conn]struct{}
 	stopped  bool // stop is closed
 	closing  bool // no new sessions
@@ -59,7 +60,7 @@ func NewHost(cfg HostConfig) *Host {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Host{log: log, stop: make(chan struct{}), sessions: make(map[string]*session), conns: make(map[net.Conn]struct{})}
+	return &Host{log: log, stop: make(chan struct{}), sessions: make(map[string]*session), starting: make(map[string]chan struct{}), conns: make(map[net.Conn]struct{})}
 }
 
 // Serve serves viewers on l, a listener of Unix sockets, until ctx is done or [Client.Shutdown] is called; it then ends every session, closes l and
@@ -277,49 +278,146 @@ func (h *Host) drop(s *session) {
 	}
 }
 
-// enter attaches to the session a request names, or starts it.
+// enter attaches to the session a request means, or starts it.
 func (h *Host) enter(conn net.Conn, req AttachRequest) (s *session, v *viewer, created bool, err error) {
+	for {
+		h.mu.Lock()
+		if s, err := h.resolve(req); s != nil || err != nil {
+			defer h.mu.Unlock()
+			if err != nil {
+				return nil, nil, false, err
+			}
+			v, err := s.attach(conn, req)
+			return s, v, false, err
+		}
+		id, create, err := h.plan(req)
+		if err != nil {
+			h.mu.Unlock()
+			return nil, nil, false, err
+		}
+		started, busy := h.reserve(id, create.Name)
+		h.mu.Unlock()
+		if !busy {
+			s, v, err := h.start(conn, id, create, req)
+			h.mu.Lock()
+			delete(h.starting, id)
+			delete(h.starting, create.Name)
+			h.mu.Unlock()
+			close(started)
+			return s, v, err == nil, err
+		}
+		select {
+		case <-started:
+		case <-time.After(handshakeTimeout):
+			return nil, nil, false, fmt.Errorf("%w: it is being started already, and its program does not come up", ErrStart)
+		}
+	}
+}
+
+// reserve claims the id and the name of a session about to be started, or returns what tells that whoever has one of them is done. The lock is held.
+func (h *Host) reserve(id, name string) (started chan struct{}, busy bool) {
+	for _, key := range []string{id, name} {
+		if started, busy := h.starting[key]; busy {
+			return started, true
+		}
+	}
+	started = make(chan struct{})
+	h.starting[id] = started
+	if name != "" {
+		h.starting[name] = started
+	}
+	return started, false
+}
+
+// start starts a session, without the lock: a directory on a file system that does not answer holds up nobody else.
+func (h *Host) start(conn net.Conn, id string, create CreateRequest, req AttachRequest) (*session, *viewer, error) {
+	s, err := newSession(id, create, req.Size, h.log)
+	if err != nil {
+		return nil, nil, err
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if s := h.find(req.ID); s != nil {
-		return s, s.attach(conn, req), false, nil
-	}
-	if s, err = h.create(req); err != nil {
-		return nil, nil, false, err
+	if h.closing {
+		s.abandon()
+		return nil, nil, errClosing
 	}
 	// Its creator is attached before its first output is read, and so gets that output as it is.
-	v = s.attach(conn, req)
+	v, err := s.attach(conn, req)
+	if err != nil {
+		s.abandon()
+		return nil, nil, err
+	}
 	h.sessions[s.id] = s
 	h.running.Go(func() {
 		s.run()
 		h.retire(s)
 	})
-	return s, v, true, nil
+	return s, v, nil
 }
 
-// create starts a session. The lock is held.
-func (h *Host) create(req AttachRequest) (*session, error) {
+var errClosing = fmt.Errorf("%w: the terminal host is shutting down", ErrStart)
+
+// plan says which session a request starts. The lock is held.
+func (h *Host) plan(req AttachRequest) (id string, create CreateRequest, err error) {
 	if req.Create == nil {
-		return nil, fmt.Errorf("%w: %q has ended or never was", ErrNoSession, req.ID)
+		return "", create, fmt.Errorf("%w: %q has ended or never was", ErrNoSession, cmp.Or(req.Name, req.ID))
 	}
-	create := *req.Create
-	id, err := uuid.Parse(req.ID)
+	create = *req.Create
+	create.Name = cmp.Or(create.Name, req.Name)
+	parsed, err := uuid.Parse(req.ID)
 	if err != nil {
-		id = uuid.New()
 		create.Name = cmp.Or(create.Name, req.ID)
+	}
+	if err != nil || h.find(parsed.String()) != nil { // one that was renamed has the id that clients make of its first name
+		parsed = uuid.New()
 	}
 	switch {
 	case h.closing:
-		return nil, fmt.Errorf("%w: the terminal host is shutting down", ErrStart)
+		return "", create, errClosing
 	case h.find(create.Name) != nil:
-		return nil, fmt.Errorf("%w: a session named %q exists already", ErrStart, create.Name)
+		return "", create, fmt.Errorf("%w: a session named %q exists already", ErrStart, create.Name)
 	}
 	if create.Name != "" {
 		if err := checkName(create.Name); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrStart, err)
+			return "", create, fmt.Errorf("%w: %w", ErrStart, err)
 		}
 	}
-	return newSession(id.String(), create, req.Size, h.log)
+	return parsed.String(), create, nil
+}
+
+// resolve returns the session that a request means; nil if there is none yet. The lock is held.
+func (h *Host) resolve(req AttachRequest) (*session, error) {
+	s := h.meant(req)
+	if s != nil && req.Container != "" && req.Container != s.req.Container {
+		where := "on the machine itself"
+		if s.req.Container != "" {
+			where = fmt.Sprintf("in container %q", s.req.Container)
+		}
+		return nil, fmt.Errorf("%w: there is one named %q already, %s", ErrStart, s.name(), where)
+	}
+	return s, nil
+}
+
+// meant goes by the stream that is continued, then by the name, then by the id. Clients make ids of names, so one that knows a
+// name means no session that has the id and another name by now.
+func (h *Host) meant(req AttachRequest) *session {
+	if req.After != "" {
+		for _, s := range h.sessions {
+			if s.showed(req.After) && !s.over() {
+				return s
+			}
+		}
+	}
+	if req.Name == "" {
+		return h.find(req.ID)
+	}
+	if s := h.find(req.Name); s != nil {
+		return s
+	}
+	if s := h.find(req.ID); s != nil && s.name() == "" {
+		return s
+	}
+	return nil
 }
 
 // retire keeps an ended session for a while if nobody was there to see its end.
@@ -432,7 +530,7 @@ func (h *Host) giveName(m renameMessage) error {
 	if err := checkName(m.Name); err != nil {
 		return err
 	}
-	if other := h.find(m.Name); other != nil && other != s {
+	if other := h.find(m.Name); other != nil && other != s || h.starting[m.Name] != nil {
 		return fmt.Errorf("%w: %q", ErrNameTaken, m.Name)
 	}
 	s.rename(m.Name, m.IdleTimeout)

@@ -55,6 +55,10 @@ func (s *session) continues(v *viewer, req AttachRequest) int {
 		if other.name == req.After {
 			before = &other.progress
 			other.conn.Close()
+			if s.active == other { // or the one that comes back saw a part of the old window first
+				s.active = nil
+				v.typed = other.typed
+			}
 		}
 	}
 	if before == nil {
@@ -69,6 +73,18 @@ func (s *session) continues(v *viewer, req AttachRequest) int {
 		return n
 	}
 	return -1
+}
+
+// showed reports whether an attachment of this name was to the session.
+func (s *session) showed(view string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for v := range s.viewers {
+		if v.name == view {
+			return true
+		}
+	}
+	return s.left[view] != nil
 }
 
 // remember keeps the progress of a viewer that leaves. The session's lock is held.

@@ -222,6 +222,73 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// TestWhichSession has clients that make ids of names, and others that rename what they named.
+func TestWhichSession(t *testing.T) {
+	c := startTestHost(t)
+	work := uuid.NewString()
+	first := attach(t, c, AttachRequest{ID: work, Name: "work", View: "first", Create: shell("read x")})
+	if got := first.Info(); got.ID != work || got.Name != "work" {
+		t.Fatalf("the first is %+v", got)
+	}
+	if err := c.Rename(testContext(t), work, "test", 0); err != nil {
+		t.Fatal(err)
+	}
+	second := attach(t, c, AttachRequest{ID: work, Name: "work", Create: shell("read x")})
+	if second.Info().ID == work {
+		t.Fatal("a renamed session was taken for a new one of its old name")
+	}
+	web := shell("read x")
+	web.Container = "web"
+	inside := attach(t, c, AttachRequest{Name: "web/work", Container: "web", Create: web})
+	for name, tt := range map[string]struct {
+		req  AttachRequest
+		want string // id; empty if there is none
+	}{
+		"by name":               {AttachRequest{ID: work, Name: "work"}, second.Info().ID},
+		"by its new name":       {AttachRequest{ID: uuid.NewString(), Name: "test"}, work},
+		"a stock client's id":   {AttachRequest{ID: work}, work},
+		"what it was shown":     {AttachRequest{ID: work, Name: "work", After: "first"}, work},
+		"a stream nobody knows": {AttachRequest{ID: work, Name: "work", After: "third"}, second.Info().ID},
+		"a name nobody has":     {AttachRequest{ID: work, Name: "play"}, ""},
+		"in a container":        {AttachRequest{Name: "web/work", Container: "web"}, inside.Info().ID},
+		"wherever it is":        {AttachRequest{Name: "web/work"}, inside.Info().ID},
+		"in another container":  {AttachRequest{Name: "web/work", Container: "db"}, ""},
+		"not on the machine":    {AttachRequest{Name: "work", Container: "web"}, ""},
+	} {
+		a, err := c.Attach(testContext(t), tt.req)
+		switch {
+		case err == nil && a.Info().ID != tt.want:
+			t.Errorf("%s: attached to %s, named %q", name, a.Info().ID, a.Info().Name)
+		case err != nil && tt.want != "":
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil {
+			a.Close()
+		}
+	}
+}
+
+// TestSlowStart has a session whose program does not come up: who asks for it too waits, and nobody else does.
+func TestSlowStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHost(HostConfig{})
+		if _, busy := h.reserve("id", "slow"); busy {
+			t.Fatal("a new host is busy")
+		}
+		begun := time.Now()
+		_, _, _, err := h.enter(nil, AttachRequest{Name: "slow", Create: shell("read x")})
+		if !errors.Is(err, ErrStart) || time.Since(begun) != handshakeTimeout {
+			t.Errorf("after %v: %v", time.Since(begun), err)
+		}
+		if all := h.list(); len(all) != 0 {
+			t.Errorf("listed: %+v", all)
+		}
+		if _, _, _, err := h.enter(nil, AttachRequest{Name: "other"}); !errors.Is(err, ErrNoSession) {
+			t.Errorf("another: %v", err)
+		}
+	})
+}
+
 // TestLongCommands lists sessions whose commands would not fit a frame.
 func TestLongCommands(t *testing.T) {
 	c := startTestHost(t)
@@ -402,8 +469,8 @@ func TestFlood(t *testing.T) {
 		if quiet := time.Since(s.shown); quiet < calm || quiet > 2*calm {
 			t.Errorf("it was caught up %v after the last output", quiet)
 		}
-		if n := strings.Count(out, "line "); n < maxMissed || n > maxMissed+24 || !strings.Contains(out, fmt.Sprintf("line %08d", line-1)) {
-			t.Errorf("it was given %d lines", n)
+		if n := strings.Count(out, "line "); n < screen.DefaultLines || n > screen.DefaultLines+24 || !strings.Contains(out, fmt.Sprintf("line %08d", line-1)) {
+			t.Errorf("it was given %d lines, not all that the session keeps", n)
 		}
 		s.output([]byte("$ "))
 		if out, _ := take(); out != "$ " {

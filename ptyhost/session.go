@@ -27,6 +27,9 @@ const (
 
 	readSize = 4 << 10 // Linux gives no more per read of a terminal
 
+	// maxViewers bounds the viewers of one session. One that never reads holds a snapshot, at most 4 MiB and a little.
+	maxViewers = 64
+
 	hangupGrace = 3 * time.Second // between hanging a session up and killing it
 
 	// After a resize the next waits this long, and at least resizeShare times as long as that one took: viewers that resize all the time, and
@@ -93,6 +96,13 @@ func newSession(id string, req CreateRequest, size Size, log *slog.Logger) (*ses
 	s.screen = newPicture(size, s.log)
 	s.log.Info("started", "pid", tty.cmd.Process.Pid, "program", req.Argv[0])
 	return s, nil
+}
+
+// abandon ends a session that nobody was attached to and that is not run.
+func (s *session) abandon() {
+	s.tty.cmd.Process.Kill()
+	s.tty.cmd.Wait()
+	s.tty.master.Close()
 }
 
 // run carries the session from its start to the end of its program.
@@ -266,13 +276,16 @@ func (s *session) write(stopped <-chan struct{}) {
 }
 
 // attach adds a viewer. What it sees begins with a snapshot taken under the same lock under which all later output reaches it.
-func (s *session) attach(conn net.Conn, req AttachRequest) *viewer {
+func (s *session) attach(conn net.Conn, req AttachRequest) (*viewer, error) {
 	v := &viewer{
 		session: s, conn: conn, name: req.View[:min(len(req.View), maxView)], raw: req.Raw, readOnly: req.ReadOnly, size: req.Size.clamped(),
 		ready: make(chan struct{}, 1), gone: make(chan struct{}),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.viewers) >= maxViewers && req.After == "" { // one that is continued is about to leave
+		return nil, fmt.Errorf("%d viewers are attached to this terminal, the most there may be; close one", maxViewers)
+	}
 	if s.idle != nil {
 		s.idle.Stop()
 		s.idle, s.endsAt = nil, time.Time{}
@@ -287,7 +300,7 @@ func (s *session) attach(conn net.Conn, req AttachRequest) *viewer {
 		v.put(snapshot)
 	}
 	v.wake()
-	return v
+	return v, nil
 }
 
 // confirm notes that a viewer knows it is attached.
@@ -536,7 +549,7 @@ func (s *session) info() SessionInfo {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return SessionInfo{
-		ID: s.id, Name: s.req.Name, Title: shown(s.screen.title()), Command: shown(strings.Join(s.req.Argv, " ")), PID: s.tty.cmd.Process.Pid,
+		ID: s.id, Name: s.req.Name, Title: shown(s.screen.title()), Command: shown(strings.Join(s.req.Argv, " ")), Container: s.req.Container, PID: s.tty.cmd.Process.Pid,
 		Directory: shown(localDirectory(s.screen.directory())), Created: s.created, LastActive: s.lastActive, EndsAt: s.endsAt,
 		Viewers: len(s.viewers), Bound: s.req.KillOnDetach, Size: s.size, Exited: s.exit,
 	}

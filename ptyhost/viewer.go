@@ -3,6 +3,7 @@ package ptyhost
 import (
 	"bufio"
 	"cmp"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -14,8 +15,12 @@ import (
 // then the program waits. It is a fifth of a second of a slow link, so Ctrl-C is felt soon.
 const maxBacklog = 256 << 10
 
-// maxMissed is how many scrolled lines a viewer that fell behind is given back at most, so that catching up can not itself fall behind.
-const maxMissed = 1000
+// How many scrolled lines a viewer is given back at most when it is caught up: all that the session keeps if it keeps up itself, and a
+// flood was kept from it; few if it fell behind, so that catching up does not fall behind again.
+const (
+	missedInFlood = math.MaxInt
+	missedBehind  = 1000
+)
 
 const (
 	// batch is how much output of a flood a viewer is woken for: each time costs as much as reading some KiB.
@@ -46,6 +51,7 @@ type viewer struct {
 	stale    bool      // what it shows is not what it should; a snapshot is due once out is sent
 	cut      bool      // its window has not the terminal's size
 	seen     uint64    // lines scrolled when the viewer became stale
+	missed   int       // how many of the lines since it is given back
 	drawn    time.Time // when it became stale, or was shown the screen since
 	budget   int       // what it may be sent of a flood
 	refilled time.Time // when the budget was so
@@ -76,13 +82,20 @@ func (v *viewer) offer(p []byte, lines uint64, now time.Time) {
 	switch {
 	case v.stale:
 		v.budget = max(v.budget, 0)
-	case v.budget < 0 || len(v.out) > 0 && len(v.out)+len(p) > maxBacklog:
-		v.budget = max(v.budget, 0)
-		v.stale, v.seen, v.drawn = true, lines, now
-		v.wake() // from here on it keeps time by itself
+	case len(v.out) > 0 && len(v.out)+len(p) > maxBacklog:
+		v.miss(missedBehind, lines, now)
+	case v.budget < 0:
+		v.miss(missedInFlood, lines, now)
 	default:
 		v.queue(p)
 	}
+}
+
+// miss leaves output out from here on, and makes the viewer keep time by itself.
+func (v *viewer) miss(most int, lines uint64, now time.Time) {
+	v.budget = max(v.budget, 0)
+	v.stale, v.missed, v.seen, v.drawn = true, most, lines, now
+	v.wake()
 }
 
 func (v *viewer) queue(p []byte) {
@@ -161,7 +174,7 @@ func (v *viewer) catchUp(now time.Time) (pause time.Duration) {
 	}
 	missed := -1
 	if over {
-		missed = cmp.Or(int(min(s.screen.lines()-v.seen, maxMissed)), missed)
+		missed = cmp.Or(int(min(s.screen.lines()-v.seen, uint64(v.missed))), missed)
 		v.stale = false
 	}
 	v.put(s.screen.snapshot(v.view(missed)))
@@ -269,7 +282,7 @@ func (v *viewer) receive(r *bufio.Reader) error {
 		switch {
 		case len(f.input) > 0:
 			err = v.session.typed(v, f.input)
-		case f.resize != Size{} && !v.readOnly:
+		case f.resize != Size{}:
 			v.session.resize(v, f.resize)
 		case f.signal != "" && !v.readOnly:
 			if err := v.session.signal(f.signal); err != nil {
