@@ -128,7 +128,7 @@ func writeTerminalError(w http.ResponseWriter, err error) {
 func describeTerminal(info ptyhost.SessionInfo) wire.Terminal {
 	id, _ := uuid.Parse(info.ID) // the host makes all of them
 	t := wire.Terminal{
-		ID: id, Name: info.Name, Title: info.Title, Command: info.Command, Running: info.Running, Directory: info.Directory,
+		ID: id, Name: info.Name, Title: info.Title, Command: info.Command, Running: info.Running, Directory: info.Directory, Container: info.Container,
 		PID: info.PID, Rows: info.Size.Rows, Cols: info.Size.Cols, Viewers: info.Viewers,
 		CreatedAt: info.Created, ActiveAt: info.LastActive, EndsAt: info.EndsAt,
 	}

@@ -15,8 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/berthd/berth/ptyhost"
 	"github.com/berthd/berth/shell"
 	"github.com/berthd/berth/sshd"
@@ -28,6 +26,8 @@ const (
 	ptyInitTimeout = 10 * time.Second
 	// maxPTYConns bounds connections at one time; each is a goroutine pair and a viewer's screen.
 	maxPTYConns = 256
+	// maxRefusals bounds those beyond, which are told that they are too many; any more are closed without a word.
+	maxRefusals = 16
 	// ptyEndingTimeout bounds telling a client why its terminal ended when it does not read.
 	ptyEndingTimeout = 2 * time.Second
 	// noExitCode is the exit code in the ending of a terminal that has none, as ssh has it.
@@ -62,16 +62,31 @@ func (s *ptyServer) serve(ctx context.Context, l net.Listener) error {
 			}
 			return fmt.Errorf("cannot accept terminals: %w", err)
 		}
-		if s.conns.Add(1) > maxPTYConns {
+		connected := s.conns.Add(1)
+		if connected > maxPTYConns {
+			s.log.Warn("refused a terminal: too many are connected", "limit", maxPTYConns)
+		}
+		if connected > maxPTYConns+maxRefusals {
 			s.conns.Add(-1)
 			conn.Close()
-			s.log.Warn("refused a terminal: too many are connected", "limit", maxPTYConns)
 			continue
 		}
 		handlers.Go(func() {
 			defer s.conns.Add(-1)
+			if connected > maxPTYConns {
+				s.turnAway(ctx, conn)
+				return
+			}
 			s.handle(ctx, conn)
 		})
+	}
+}
+
+// turnAway tells a client that it is one too many. What it sent is read first: closing would cut the answer off otherwise.
+func (s *ptyServer) turnAway(ctx context.Context, conn net.Conn) {
+	defer conn.Close()
+	if init, err := receiveInit(ctx, conn); err == nil {
+		refuse(conn, fmt.Errorf("%d clients are connected to terminals here, the most there may be; close one and try again", maxPTYConns), init.Ending)
 	}
 }
 
@@ -111,13 +126,7 @@ func (s *ptyServer) attach(ctx context.Context, conn net.Conn) error {
 	}
 	att, err := s.open(ctx, init)
 	if err != nil {
-		// The person in front of a stock client sees nothing but what is written here.
-		text := fmt.Appendf(nil, "%v\r\n", err)
-		if init.Ending {
-			text = wire.AppendPTYEnding(text, wire.PTYEnding{Code: noExitCode, Reason: err.Error()})
-		}
-		conn.SetWriteDeadline(time.Now().Add(ptyEndingTimeout))
-		_, _ = conn.Write(text) // who left needs no reason
+		refuse(conn, err, init.Ending)
 		return err
 	}
 	defer att.Close()
@@ -130,7 +139,7 @@ func (s *ptyServer) attach(ctx context.Context, conn net.Conn) error {
 	// Whichever direction ends first ends the other: closing conn and att frees both.
 	input := make(chan error, 1)
 	go func() {
-		input <- feed(att, conn)
+		input <- feed(att, fromClient(conn, init))
 		att.Close()
 	}()
 	_, outErr := io.Copy(conn, att)
@@ -139,6 +148,7 @@ func (s *ptyServer) attach(ctx context.Context, conn net.Conn) error {
 		_, _ = conn.Write(wire.AppendPTYEnding(nil, ending)) // who left needs no reason
 	}
 	conn.Close()
+	att.Close()
 	inErr := <-input
 	if errors.Is(outErr, net.ErrClosed) || errors.Is(outErr, io.EOF) {
 		outErr = nil
@@ -147,6 +157,16 @@ func (s *ptyServer) attach(ctx context.Context, conn net.Conn) error {
 		return inErr
 	}
 	return outErr
+}
+
+// refuse tells a client why there is no terminal: the person in front of a stock one sees nothing but this text.
+func refuse(conn net.Conn, why error, ending bool) {
+	text := fmt.Appendf(nil, "%v\r\n", why)
+	if ending {
+		text = wire.AppendPTYEnding(text, wire.PTYEnding{Code: noExitCode, Reason: why.Error()})
+	}
+	conn.SetWriteDeadline(time.Now().Add(ptyEndingTimeout))
+	_, _ = conn.Write(text) // who left needs no reason
 }
 
 // receiveInit reads what a client wants, in bounded time.
@@ -180,56 +200,25 @@ func (s *ptyServer) ending(ctx context.Context, att *ptyhost.Attachment, outErr 
 // open attaches to the terminal that is asked for, and starts it if there is none and the client did not ask for
 // one that exists.
 func (s *ptyServer) open(ctx context.Context, init wire.PTYInit) (*ptyhost.Attachment, error) {
-	id, err := s.find(ctx, init)
-	if err != nil {
-		return nil, err
+	req := ptyhost.AttachRequest{
+		ID: init.ID.String(), Name: init.Name, Container: init.Container, Size: ptyhost.Size{Rows: init.Height, Cols: init.Width}, ReadOnly: init.ReadOnly,
+		View: init.View, After: init.After, Got: init.Got,
 	}
-	req := ptyhost.AttachRequest{ID: id, Size: ptyhost.Size{Rows: init.Height, Cols: init.Width}, ReadOnly: init.ReadOnly, View: init.View, After: init.After, Got: init.Got}
-	if !init.Existing {
-		spec, err := s.specOf(ctx, init)
-		if err != nil {
+	att, err := s.terminals.Attach(ctx, req) // what is there already needs no container engine that answers
+	if errors.Is(err, ptyhost.ErrNoSession) && !init.Existing {
+		var spec shell.Spec
+		if spec, err = s.specOf(ctx, init); err != nil {
 			return nil, err
 		}
 		req.Create = &ptyhost.CreateRequest{
-			Name: init.Name, Argv: spec.Argv, Dir: spec.Dir, Env: terminalEnv(spec.Env), IdleTimeout: s.terminals.idle.of(init.Name),
+			Name: init.Name, Container: init.Container, Argv: spec.Argv, Dir: spec.Dir, Env: terminalEnv(spec.Env), IdleTimeout: s.terminals.idle.of(init.Name),
 		}
+		att, err = s.terminals.Attach(ctx, req)
 	}
-	att, err := s.terminals.Attach(ctx, req)
 	if errors.Is(err, ptyhost.ErrNoSession) {
 		return nil, fmt.Errorf("there is no terminal %s: it has ended, or never was%s", cmp.Or(init.Name, init.ID.String()), s.terminals.lostAt())
 	}
 	return att, err
-}
-
-// find returns the id of the terminal that a client means. Clients make ids from names, so after a rename the id alone
-// can mean two terminals: the one whose name it was, and the one that has that name now.
-func (s *ptyServer) find(ctx context.Context, init wire.PTYInit) (string, error) {
-	id := init.ID.String()
-	if init.Name == "" {
-		return id, nil
-	}
-	all, err := s.terminals.list(ctx)
-	if err != nil {
-		return "", err
-	}
-	var named, known *ptyhost.SessionInfo
-	for i := range all {
-		if all[i].Name == init.Name {
-			named = &all[i]
-		}
-		if all[i].ID == id {
-			known = &all[i]
-		}
-	}
-	switch {
-	case init.Existing && known != nil: // it comes back to a terminal that may have been renamed meanwhile
-		return id, nil
-	case named != nil:
-		return named.ID, nil
-	case known != nil && known.Name != "":
-		return uuid.NewString(), nil
-	}
-	return id, nil
 }
 
 // specOf is how the program of a new terminal is started.
@@ -240,14 +229,66 @@ func (s *ptyServer) specOf(ctx context.Context, init wire.PTYInit) (shell.Spec, 
 	return s.container(ctx, sshd.Container{Name: init.Container, User: init.ContainerUser}, init.Command, nil)
 }
 
+// maxSilence is how long a client of berth may say nothing: it asks whether the agent is there every 2 s, so after this it is gone, its machine
+// asleep or its network another. Without this it would stay a viewer, with its size, until the network stack gives up after two hours.
+const maxSilence = 30 * time.Second
+
+// fromClient is what a client sends. Stock clients may be silent for as long as they like.
+func fromClient(conn net.Conn, init wire.PTYInit) io.Reader {
+	if init.Ending {
+		return talkative{conn}
+	}
+	return conn
+}
+
+// talkative reads from a connection whose other side is gone when it says nothing.
+type talkative struct{ net.Conn }
+
+func (t talkative) Read(p []byte) (int, error) {
+	if err := t.SetReadDeadline(time.Now().Add(maxSilence)); err != nil {
+		return 0, err
+	}
+	return t.Conn.Read(p)
+}
+
 // typist is the side of an attachment that takes input.
 type typist interface {
-	io.Writer
+	io.WriteCloser
 	Resize(ptyhost.Size) error
 }
 
+// typeAhead is how many requests wait for a program that does not read, so that what follows them, a new size or the client's leaving, is
+// noticed: some keystrokes each, and [wire.MaxPTYRequest] at most.
+const typeAhead = 16
+
+// lastWords is how long what a client typed before it left may take to reach the program.
+const lastWords = time.Second
+
 // feed passes on what a client types and how large its window is. It returns nil when the client left.
 func feed(t typist, conn io.Reader) error {
+	typed := make(chan string, typeAhead)
+	written := make(chan error, 1)
+	go func() {
+		var err error
+		for data := range typed {
+			if err == nil {
+				_, err = io.WriteString(t, data)
+			}
+		}
+		written <- err
+	}()
+	err := receive(t, conn, typed)
+	close(typed)
+	late := time.AfterFunc(lastWords, func() { t.Close() })
+	writeErr := <-written
+	if err == nil && late.Stop() {
+		err = writeErr
+	}
+	return err
+}
+
+// receive sorts what a client sends, until it leaves.
+func receive(t typist, conn io.Reader, typed chan<- string) error {
 	requests := wire.NewPTYRequestReader(conn)
 	for {
 		req, err := requests.Next()
@@ -258,9 +299,7 @@ func feed(t typist, conn io.Reader) error {
 			return err
 		}
 		if req.Data != "" {
-			if _, err := io.WriteString(t, req.Data); err != nil {
-				return err
-			}
+			typed <- req.Data
 		}
 		if req.Height != 0 && req.Width != 0 {
 			if err := t.Resize(ptyhost.Size{Rows: req.Height, Cols: req.Width}); err != nil {

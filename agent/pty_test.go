@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -27,7 +28,8 @@ import (
 )
 
 // typed records what is fed to a terminal, in order.
-type typed struct{ got []string }
+// typed notes what reaches a terminal: input in order, and sizes, which do not wait for input.
+type typed struct{ got, sizes []string }
 
 func (t *typed) Write(p []byte) (int, error) {
 	t.got = append(t.got, string(p))
@@ -35,21 +37,23 @@ func (t *typed) Write(p []byte) (int, error) {
 }
 
 func (t *typed) Resize(s ptyhost.Size) error {
-	t.got = append(t.got, fmt.Sprintf("resize %v", s))
+	t.sizes = append(t.sizes, s.String())
 	return nil
 }
+
+func (t *typed) Close() error { return nil }
 
 func TestFeed(t *testing.T) {
 	tests := map[string]struct {
 		in   string
-		want []string
+		want typed
 		fail bool
 	}{
-		"data then size": {`{"data":"ls\r","height":30,"width":100}`, []string{"ls\r", "resize 100x30"}, false},
-		"half a size":    {`{"height":30}{"width":100}`, nil, false},
-		"run together":   {`{"data":"a"}{"data":"b"}`, []string{"a", "b"}, false},
-		"not json":       {`{"data":"a"}nonsense`, []string{"a"}, true},
-		"cut off":        {`{"data":"a"}{"da`, []string{"a"}, true},
+		"data and size": {`{"data":"ls\r","height":30,"width":100}`, typed{[]string{"ls\r"}, []string{"100x30"}}, false},
+		"half a size":   {`{"height":30}{"width":100}`, typed{}, false},
+		"run together":  {`{"data":"a"}{"data":"b"}`, typed{got: []string{"a", "b"}}, false},
+		"not json":      {`{"data":"a"}nonsense`, typed{got: []string{"a"}}, true},
+		"cut off":       {`{"data":"a"}{"da`, typed{got: []string{"a"}}, true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -58,8 +62,60 @@ func TestFeed(t *testing.T) {
 			if (err != nil) != tt.fail {
 				t.Errorf("feed = %v, want failure %v", err, tt.fail)
 			}
-			if diff := cmp.Diff(tt.want, got.got); diff != "" {
+			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(typed{})); diff != "" {
 				t.Errorf("fed (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// stuck is the terminal of a program that does not read.
+type stuck struct {
+	typed
+	closed chan struct{}
+}
+
+func (s *stuck) Write([]byte) (int, error) {
+	<-s.closed
+	return 0, net.ErrClosed
+}
+
+func (s *stuck) Close() error {
+	close(s.closed)
+	return nil
+}
+
+// TestFeedStuck wants sizes and leaving to be noticed while a program does not read what was typed.
+func TestFeedStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &stuck{closed: make(chan struct{})}
+		begun := time.Now()
+		if err := feed(s, strings.NewReader(`{"data":"a"}{"data":"b"}{"height":30,"width":100}`)); err != nil || time.Since(begun) != lastWords {
+			t.Errorf("feed = %v after %v", err, time.Since(begun))
+		}
+		if diff := cmp.Diff([]string{"100x30"}, s.sizes); diff != "" {
+			t.Errorf("sizes (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestSilentClient tells a client that is gone without a word from one that only says nothing.
+func TestSilentClient(t *testing.T) {
+	for ending, want := range map[bool]time.Duration{true: time.Minute + maxSilence, false: time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			defer theirs.Close()
+			begun := time.Now()
+			go func() {
+				for range 30 { // a minute in which it asks, and then its machine sleeps
+					io.WriteString(theirs, "{}")
+					time.Sleep(2 * time.Second)
+				}
+			}()
+			time.AfterFunc(time.Hour, func() { ours.Close() })
+			err := feed(&typed{}, fromClient(ours, wire.PTYInit{Ending: ending}))
+			if took := time.Since(begun) - want; err == nil || took < -2*time.Second || took > 0 {
+				t.Errorf("with ending %v it was let go after %v: %v", ending, time.Since(begun), err)
 			}
 		})
 	}
@@ -70,7 +126,7 @@ func FuzzFeed(f *testing.F) {
 	f.Add([]byte(`{"height":65536}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var got typed
-		if err := feed(&got, bytes.NewReader(in)); err == nil && len(in) > 0 && len(got.got) > len(in) {
+		if err := feed(&got, bytes.NewReader(in)); err == nil && len(in) > 0 && len(got.got)+len(got.sizes) > len(in) {
 			t.Errorf("%d bytes made %d actions", len(in), len(got.got))
 		}
 	})
@@ -102,6 +158,7 @@ type ptyTest struct {
 	addr    string
 	reports <-chan string // what is reported of connections
 	host    *terminalHost
+	server  *ptyServer
 	log     *lockedBuffer
 	stop    func() // ends the server
 	kept    atomic.Bool
@@ -119,7 +176,7 @@ func servePTY(t *testing.T) *ptyTest {
 	}
 	p.host = &terminalHost{socket: filepath.Join(dir, "s"), start: start, idle: idleTimes{unnamed: time.Minute}, log: log}
 	off := &containerShells{refusal: "off"}
-	s := &ptyServer{
+	p.server = &ptyServer{
 		terminals: p.host,
 		container: off.spec,
 		command: func(line string, env []string) (shell.Spec, error) {
@@ -140,7 +197,7 @@ func servePTY(t *testing.T) *ptyTest {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := s.serve(ctx, l); err != nil {
+		if err := p.server.serve(ctx, l); err != nil {
 			t.Errorf("serve: %v", err)
 		}
 	})
@@ -245,6 +302,18 @@ func TestTerminalThatCannotBeOpened(t *testing.T) {
 				t.Errorf("reported %q, %q", c, d)
 			}
 		})
+	}
+}
+
+// TestTooManyClients: the one that is refused is told, and so does not try for ever.
+func TestTooManyClients(t *testing.T) {
+	p := servePTY(t)
+	p.server.conns.Add(maxPTYConns)
+	defer p.server.conns.Add(-maxPTYConns)
+	said, err := io.ReadAll(p.open(t, wire.PTYInit{ID: uuid.New(), Height: 24, Width: 80, Ending: true}))
+	text, ending, ok := wire.CutPTYEnding(said)
+	if err != nil || !ok || ending.Code != noExitCode || !strings.Contains(string(text), "256 clients are connected") {
+		t.Errorf("said %q, %v", said, err)
 	}
 }
 
