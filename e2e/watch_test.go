@@ -37,7 +37,7 @@ func TestWatchPorts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmux("new-session", "-d", "-s", "w", "-x", "90", "-y", "24", "env", "BERTH_URL="+r.url(), "BERTH_TOKEN="+strings.TrimSpace(string(key)), "sh", "-c",
+	tmux("new-session", "-d", "-s", "w", "-x", "90", "-y", "200", "env", "BERTH_URL="+r.url(), "BERTH_TOKEN="+strings.TrimSpace(string(key)), "sh", "-c",
 		"trap : INT; "+filepath.Join(bin, "berth")+" ports box -w --tcp; echo exit $?; exec cat")
 	screen := func() string { return tmux("capture-pane", "-p", "-t", "w") }
 	shows := func(what string, want bool) {

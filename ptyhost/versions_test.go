@@ -5,8 +5,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -172,6 +174,16 @@ func (c *oldClient) shows(want string) {
 	}
 }
 
+// sleeps reports whether a process waits for something.
+func sleeps(t *testing.T, pid int) bool {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(stat), ") S ")
+}
+
 // TestOldClient: a client of version 1 works with the host of today.
 func TestOldClient(t *testing.T) {
 	c := startTestHost(t)
@@ -215,6 +227,8 @@ func TestOldClient(t *testing.T) {
 	if l.want(frameSessions, &list); len(list) != 1 || list[0].ID != id || list[0].Name != "work" || list[0].PID == 0 || list[0].Viewers != 1 || list[0].Active.Before(list[0].Created) {
 		t.Errorf("listed %+v", list)
 	}
+	// It says that it got the line, then catches SIGINT, then waits for the next.
+	eventually(t, "the program waits", func() bool { return sleeps(t, list[0].PID) })
 	a.next(2)
 	a.shows("30 100\r\n")
 	var exit struct {
