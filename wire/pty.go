@@ -61,15 +61,20 @@ const (
 	MaxPTYEnding = 1 << 10
 )
 
-// AppendPTYEnding appends the bytes that end a stream. A reason that is too long is cut.
+// AppendPTYEnding appends the bytes that end a stream. A reason over 400 bytes is cut, one of which JSON makes more than fits
+// still shorter.
 func AppendPTYEnding(b []byte, e PTYEnding) []byte {
-	const room = MaxPTYEnding / 8 // JSON takes six bytes for one at most; the rest is for the other fields
-	e.Reason = strings.ToValidUTF8(e.Reason[:min(len(e.Reason), room)], "")
-	body, err := json.Marshal(e)
-	if err != nil {
-		body = []byte("{}") // it holds a number and two strings, so there is no such error
+	// With the same words before it as text, an ending of this length is still in one packet of the mesh.
+	for room := 400; ; room /= 2 {
+		e.Reason = strings.ToValidUTF8(e.Reason[:min(len(e.Reason), room)], "")
+		body, err := json.Marshal(e)
+		if err != nil {
+			body = []byte("{}") // it holds a number and two strings, so there is no such error
+		}
+		if room == 0 || len(ptyEndingStart)+len(body)+len(ptyEndingEnd) <= MaxPTYEnding {
+			return append(append(append(b, ptyEndingStart...), body...), ptyEndingEnd...)
+		}
 	}
-	return append(append(append(b, ptyEndingStart...), body...), ptyEndingEnd...)
 }
 
 // CutPTYEnding takes the ending off the last bytes of a stream, if there is one.

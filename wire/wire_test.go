@@ -223,7 +223,8 @@ func TestIdentityProofMessage(t *testing.T) {
 
 func TestPTYEnding(t *testing.T) {
 	long := strings.Repeat("\x01\"é", 4<<10)
-	for _, want := range []PTYEnding{{}, {Code: 7}, {Code: 137, Signal: "KILL", Reason: "it was closed on request"}, {Reason: long}} {
+	sentence := strings.Repeat("<sentence> ", 36) // longer than any of ours, and some of it takes six bytes in JSON
+	for _, want := range []PTYEnding{{}, {Code: 7}, {Code: 137, Signal: "KILL", Reason: "it was closed on request"}, {Code: 255, Reason: sentence}, {Reason: long}} {
 		stream := AppendPTYEnding([]byte("last words\x1b_berth-ending;"), want)
 		if n := len(stream) - len("last words\x1b_berth-ending;"); n > MaxPTYEnding {
 			t.Errorf("an ending of %d bytes, at most %d are promised", n, MaxPTYEnding)
