@@ -111,10 +111,10 @@ type traces struct {
 	column   bool   // the last line has something on it
 }
 
-// trace matches what leaves a trace; maxTrace is the length of the longest that does so in practice.
-var trace = regexp.MustCompile(`\x1b(?:\[\?(?:1049|1047|47)([hl])|\[[>=][0-9;]*(u)|\[[0-9]*( q)|\](?:4|1[0-2])(;)|\]8(;)|\[\?[0-9;]*\b6(h))`)
+// trace matches what leaves a trace; maxTrace is the length of the longest that does so in practice: some modes set at once.
+var trace = regexp.MustCompile(`\x1b(?:\[\?([0-9;]*)([hl])|\[[>=][0-9;]*(u)|\[[0-9]*( q)|\](?:4|1[0-2])(;)|\]8(;))`)
 
-const maxTrace = 16
+const maxTrace = 64
 
 func (t *traces) see(output []byte) {
 	if len(output) == 0 {
@@ -132,18 +132,24 @@ func (t *traces) see(output []byte) {
 	alt := t.alt
 	for _, m := range trace.FindAllSubmatch(data, -1) {
 		switch {
-		case m[1] != nil:
-			alt = m[1][0] == 'h'
 		case m[2] != nil:
-			t.keyboard = true
+			set := m[2][0] == 'h'
+			for mode := range bytes.SplitSeq(m[1], []byte(";")) {
+				switch string(mode) {
+				case "1049", "1047", "47":
+					alt = set
+				case "6":
+					t.origin = t.origin || set
+				}
+			}
 		case m[3] != nil:
-			t.cursor = true
+			t.keyboard = true
 		case m[4] != nil:
-			t.palette = true
+			t.cursor = true
 		case m[5] != nil:
-			t.link = true
+			t.palette = true
 		case m[6] != nil:
-			t.origin = true
+			t.link = true
 		}
 	}
 	if alt != t.alt {

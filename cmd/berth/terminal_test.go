@@ -99,6 +99,15 @@ func TestTraces(t *testing.T) {
 			t.Errorf("cut at %d: switches (-want +got):\n%s", cut, diff)
 		}
 	}
+	var combined traces
+	combined.see([]byte("\x1b[?1006;1002;2004;25;1049h"))
+	if !strings.Contains(combined.undo(), leaveAlt) {
+		t.Error("the alternate screen among other modes is not seen")
+	}
+	combined.see([]byte("\x1b[?1049;25l"))
+	if strings.Contains(combined.undo(), leaveAlt) {
+		t.Error("leaving it among other modes is not seen")
+	}
 	var none traces
 	none.see([]byte("plain \x1b[1mtext\x1b[m\x1b[?1006h\x1b[?6l and more than a sequence may have\n"))
 	for _, want := range undone {
