@@ -2,15 +2,14 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -35,6 +34,8 @@ const (
 	probesLost    = 3
 	// attachTimeout is how long one attempt to attach again may take before the next.
 	attachTimeout = 15 * time.Second
+	// maxRefused is how many attachments in a row may end at once before a byte ever came: half a minute.
+	maxRefused = 10
 	// goodbyeTimeout bounds waiting for the agent to notice that a viewer leaves.
 	goodbyeTimeout = time.Second
 	// askTimeout is how long an agent may take to say whether it lists terminals, once a stream ended.
@@ -76,7 +77,13 @@ A lost connection comes back by itself. The exit code is that of the program in 
 		if len(args) == 2 {
 			session = args[1]
 		}
-		switch renames := flags.Changed("rename"); {
+		renames := flags.Changed("rename")
+		for _, flag := range []string{"command", "read-only", "user", "container"} {
+			if flags.Changed(flag) && (*list || (renames || *closing) && flag != "container") {
+				return usageError(cmd, fmt.Errorf("cannot use --%s with --list, --rename or --close: it is for opening a session", flag))
+			}
+		}
+		switch {
 		case *user != "" && *container == "":
 			return usageError(cmd, errors.New("cannot use --user alone: it is a user of the --container"))
 		case *list && session != "":
@@ -86,9 +93,9 @@ A lost connection comes back by itself. The exit code is that of the program in 
 		case (renames || *closing) && session == "":
 			return usageError(cmd, errors.New("cannot tell which session: name it after NAME; --list shows them"))
 		case renames:
-			return p.renameTerminal(cmd.Context(), name, session, *rename, *wait)
+			return p.renameTerminal(cmd.Context(), name, sessionKey(session, *container), sessionKey(*rename, *container), *wait)
 		case *closing:
-			return p.closeTerminal(cmd.Context(), name, session, *wait)
+			return p.closeTerminal(cmd.Context(), name, sessionKey(session, *container), *wait)
 		case !term.IsTerminal(int(p.in.Fd())) || !term.IsTerminal(int(p.out.Fd())):
 			return errors.New("cannot open a terminal: standard input and output must be one; for a pipe use \"berth ssh\"")
 		}
@@ -100,7 +107,7 @@ A lost connection comes back by itself. The exit code is that of the program in 
 		init := sessionInit(m.agent.Name, session, *container)
 		init.Command, init.ContainerUser, init.ReadOnly = *command, *user, *readOnly
 		init.Existing = init.Existing || *readOnly
-		s := &shell{mesh: m, in: p.in, out: p.out, init: init}
+		s := &shell{mesh: m, in: p.in, out: p.out, init: init, sent: newOutbox()}
 		return p.showEnd(s, session, s.run(cmd.Context()))
 	}
 	return cmd
@@ -119,10 +126,16 @@ func sessionInit(agent, session, container string) wire.PTYInit {
 	if session == "" {
 		session = defaultSession
 	}
-	if container != "" {
-		session = container + "/" + session
-	}
+	session = sessionKey(session, container)
 	return wire.PTYInit{ID: uuid.NewSHA1(sessionSpace, []byte(agent+"/"+session)), Name: session, Container: container, Ending: true}
+}
+
+// sessionKey is the name that the agent knows a session by. An id is one everywhere, and no name stays none.
+func sessionKey(session, container string) string {
+	if _, err := uuid.Parse(session); err == nil || session == "" || container == "" {
+		return session
+	}
+	return container + "/" + session
 }
 
 // showEnd says how a view of a session ended where the screen does not, and turns it into an exit code.
@@ -181,15 +194,10 @@ type shell struct {
 	view    string // the last stream that showed anything, and how many bytes of it did
 	got     uint64
 
-	heard  atomic.Bool // output came since the last probe
-	names  atomic.Bool // the agent said that it knows names, and so endings
-	stock  atomic.Bool // the agent said that it does not
-	asking atomic.Bool
-
-	mu    sync.Mutex // also held while writing to conn
-	conn  net.Conn   // the present attachment, nil while there is none
-	ahead []byte     // what was typed before the first attachment
-	begun bool       // there was one
+	heard atomic.Bool // output came since the last probe
+	names atomic.Bool // the agent said that it knows names, and so endings
+	stock atomic.Bool // the agent said that it does not
+	sent  *outbox
 }
 
 // run shows the session until it ends (nil or *endedError), is left (errLeave) or this process is told to end (signalled).
@@ -212,21 +220,25 @@ func (s *shell) run(ctx context.Context) error {
 	go s.input(stop)
 	go s.watch(ctx, stop, local)
 
-	wait := minRedial
-	for attached := false; ; {
+	wait, refused := minRedial, 0
+	for again := false; ; again = true {
 		start := time.Now()
-		err := s.attach(ctx, local.Size(), attached)
+		err := s.attach(ctx, local.Size(), again)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err == nil, errors.As(err, new(*endedError)):
 			return err
-		case !attached && !errors.Is(err, errAttachmentLost):
+		case !again && !errors.Is(err, errAttachmentLost):
 			return err
-		}
-		attached = true
-		if time.Since(start) > maxRedial {
-			wait = minRedial
+		case time.Since(start) > maxRedial:
+			wait, refused = minRedial, 0
+		case s.view == "" && errors.Is(err, errAttachmentLost):
+			if refused++; refused == maxRefused {
+				return fmt.Errorf("cannot open a terminal: agent %s takes the connection and closes it without a word; its log says why", s.mesh.agent.Name)
+			}
+		default:
+			refused = 0
 		}
 		s.notice(fmt.Sprintf("the connection to %s is lost; trying again (~. leaves)", s.mesh.agent.Name), local.Size())
 		select {
@@ -249,21 +261,21 @@ func (s *shell) attach(ctx context.Context, size windowSize, again bool) error {
 	if err != nil {
 		return err
 	}
-	defer s.setConn(nil) // after Close, which ends a write that holds the lock
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() {
 		// The mesh is left next: without the agent's answer to the end of input it might not learn that this viewer is gone, and keep its size.
 		conn.SetDeadline(time.Now().Add(goodbyeTimeout))
-		closeWrite(conn)
+		s.sent.leave()
 	})()
-	init := s.init
-	init.Height, init.Width = size.Rows, size.Cols
-	init.View, init.After, init.Got = uuid.NewString(), s.view, s.got
-	init.Existing = init.Existing || again // what a person was in does not begin anew behind their back
+	init := s.request(size)
 	if err := wire.WritePTYInit(conn, init); err != nil {
 		return err
 	}
-	s.setConn(conn)
+	stop := s.sent.serve(conn)
+	defer func() {
+		conn.Close() // which ends a write that waits
+		stop()
+	}()
 	probing, cancelProbe := context.WithCancel(ctx)
 	defer cancelProbe()
 	go s.probe(probing, conn)
@@ -272,6 +284,15 @@ func (s *shell) attach(ctx context.Context, size windowSize, again bool) error {
 	}
 
 	return s.copyOut(ctx, conn, init.View, again)
+}
+
+// request is what is asked of the agent at the next attachment.
+func (s *shell) request(size windowSize) wire.PTYInit {
+	init := s.init
+	init.Height, init.Width = size.Rows, size.Cols
+	init.View, init.After, init.Got = uuid.NewString(), s.view, s.got
+	init.Existing = init.Existing || s.view != "" // what a person was in does not begin anew behind their back
+	return init
 }
 
 // copyOut shows a stream to its end, and says what that means as attach does.
@@ -291,8 +312,8 @@ func (s *shell) copyOut(ctx context.Context, stream io.Reader, view string, agai
 			s.heard.Store(true)
 			if first {
 				// An agent that has no such terminal says so in the stream too, for stock clients. The screen is not the place.
-				if rest, ending, ok := wire.CutPTYEnding(buf[:n]); ok && string(rest) == ending.Reason+"\r\n" {
-					return &endedError{ending}
+				if refusal, ok := refusalIn(buf[:n]); ok {
+					return refusal
 				}
 				if again {
 					io.WriteString(s.out, "\x1b[H\x1b[2J") // the notice and whatever stood beside it
@@ -312,6 +333,17 @@ func (s *shell) copyOut(ctx context.Context, stream io.Reader, view string, agai
 			return fmt.Errorf("%w: %v", errAttachmentLost, err)
 		}
 	}
+}
+
+// refusalIn finds that an agent refuses a terminal: the reason as text, and then the ending with as much of it as fits.
+func refusalIn(stream []byte) (*endedError, bool) {
+	rest, ending, ok := wire.CutPTYEnding(stream)
+	reason, line := strings.CutSuffix(string(rest), "\r\n")
+	if !ok || !line || ending.Reason == "" || !strings.HasPrefix(reason, ending.Reason) {
+		return nil, false
+	}
+	ending.Reason = reason
+	return &endedError{ending}, true
 }
 
 func (s *shell) show(output []byte) error {
@@ -351,44 +383,12 @@ func (s *shell) ask(ctx context.Context) {
 	}
 }
 
-func (s *shell) setConn(conn net.Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.conn = conn
-	if conn != nil && !s.begun {
-		s.begun = true
-		conn.Write(s.ahead) // if it fails, so does the read of this attachment, which tells
-		s.ahead = nil
-	}
-}
-
-// maxAhead bounds what is kept of typing ahead: a few lines.
-const maxAhead = 4 << 10
-
-// send writes requests to the present attachment. What comes before the first one is typed ahead and
-// kept; between two it is dropped, as a person would not want blind keystrokes to arrive minutes later.
-func (s *shell) send(r wire.PTYRequest) {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return
-	}
-	// The lock keeps requests whole: input, sizes and probes come from different goroutines.
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.conn != nil:
-		s.conn.Write(data) // if it fails, so does the read of this attachment, which tells
-	case !s.begun && len(s.ahead)+len(data) <= maxAhead:
-		s.ahead = append(s.ahead, data...)
-	}
-}
-
 // input sends what is typed. It ends with the process: a read from a terminal cannot be broken off.
 func (s *shell) input(stop context.CancelCauseFunc) {
-	send := func(text string) { s.send(wire.PTYRequest{Data: text}) }
+	send := s.sent.put
 	if s.init.ReadOnly {
 		send = func(text string) {
-			if strings.ContainsRune(text, ctrlC) { // there is nothing else that it could interrupt
+			if ctrlC.MatchString(text) { // there is nothing else that it could interrupt
 				stop(errLeave)
 			}
 		}
@@ -401,7 +401,9 @@ func (s *shell) input(stop context.CancelCauseFunc) {
 	stop(err)
 }
 
-const ctrlC = '\x03'
+// ctrlC matches Ctrl-C as terminals send it, and in the form that programs can ask for (kitty's keyboard protocol): the key, the
+// modifiers less one, of which 4 is Ctrl and 64 and 128 are locks, and that it was pressed.
+var ctrlC = regexp.MustCompile(`\x03|\x1b\[99(?::[0-9:]*)?;(?:5|69|133|197)(?::[12])?(?:;[0-9:]*)?u`)
 
 // runes cuts a byte stream into text: JSON carries characters, so one that came in halves must wait.
 type runes struct {
@@ -436,9 +438,7 @@ func (s *shell) watch(ctx context.Context, stop context.CancelCauseFunc, local *
 		case <-ctx.Done():
 			return
 		case size := <-local.Resized():
-			if !s.init.ReadOnly {
-				s.send(wire.PTYRequest{Height: size.Rows, Width: size.Cols})
-			}
+			s.sent.resize(size) // a watcher's too: what it is shown is drawn for it
 		case got := <-ends:
 			stop(signalled{got.(syscall.Signal)})
 			// The second one does not wait for a terminal that takes no output; the guard tidies up.
@@ -457,7 +457,7 @@ func (s *shell) probe(ctx context.Context, conn net.Conn) {
 				return
 			case <-time.After(probeInterval):
 			}
-			s.send(wire.PTYRequest{})
+			s.sent.probe()
 		}
 		if s.heard.Swap(false) {
 			missed = 0

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -27,6 +30,11 @@ func TestSessionInit(t *testing.T) {
 	box := sessionInit("demo", "main", "web")
 	if box.Name != "web/main" || box.Container != "web" {
 		t.Errorf("in a container: %+v", box)
+	}
+	for _, tt := range [][3]string{{"build", "", "build"}, {"build", "web", "web/build"}, {plain.ID.String(), "web", plain.ID.String()}, {"", "web", ""}} {
+		if got := sessionKey(tt[0], tt[1]); got != tt[2] {
+			t.Errorf("session %q of container %q is asked for as %q, want %q", tt[0], tt[1], got, tt[2])
+		}
 	}
 	seen := map[uuid.UUID]bool{}
 	for _, init := range []wire.PTYInit{plain, box, sessionInit("demo", "build", ""), sessionInit("box", "main", ""), sessionInit("demo", "main", "db")} {
@@ -73,6 +81,7 @@ func TestShowEnd(t *testing.T) {
 // TestEndedAtStock: with an agent that says no endings the end of a stream is the end of the program, with one that
 // does it is a lost connection.
 func TestEndedAtStock(t *testing.T) {
+	long := strings.Repeat("there is no terminal ", 25)
 	for name, tt := range map[string]struct {
 		stock  bool
 		stream string
@@ -80,10 +89,11 @@ func TestEndedAtStock(t *testing.T) {
 		want   *wire.PTYEnding
 		shown  string
 	}{
-		"stock":            {true, "bye", false, nil, "bye"},
-		"ours, ended":      {false, string(wire.AppendPTYEnding([]byte("bye"), wire.PTYEnding{Code: 3})), false, &wire.PTYEnding{Code: 3}, "bye"},
-		"ours, cut off":    {false, "bye\x1b_berth-", true, nil, "bye\x1b_berth-"},
-		"ours, no session": {false, string(wire.AppendPTYEnding([]byte("there is none\r\n"), wire.PTYEnding{Code: 255, Reason: "there is none"})), false, &wire.PTYEnding{Code: 255, Reason: "there is none"}, ""},
+		"stock":             {true, "bye", false, nil, "bye"},
+		"ours, ended":       {false, string(wire.AppendPTYEnding([]byte("bye"), wire.PTYEnding{Code: 3})), false, &wire.PTYEnding{Code: 3}, "bye"},
+		"ours, cut off":     {false, "bye\x1b_berth-", true, nil, "bye\x1b_berth-"},
+		"ours, no session":  {false, string(wire.AppendPTYEnding([]byte("there is none\r\n"), wire.PTYEnding{Code: 255, Reason: "there is none"})), false, &wire.PTYEnding{Code: 255, Reason: "there is none"}, ""},
+		"ours, long reason": {false, string(wire.AppendPTYEnding([]byte(long+"\r\n"), wire.PTYEnding{Code: 255, Reason: long})), false, &wire.PTYEnding{Code: 255, Reason: long}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := create(t, filepath.Join(t.TempDir(), "out"))
@@ -99,6 +109,51 @@ func TestEndedAtStock(t *testing.T) {
 				t.Errorf("%q was shown, want %q", got, tt.shown)
 			}
 		})
+	}
+}
+
+// TestRequestAgain: only a terminal that a person saw something of is asked for as one that exists.
+func TestRequestAgain(t *testing.T) {
+	s := &shell{out: devNull(t), init: sessionInit("box", "", "")}
+	if err := s.copyOut(context.Background(), iotest.ErrReader(net.ErrClosed), "first", false); !errors.Is(err, errAttachmentLost) {
+		t.Fatal(err)
+	}
+	if r := s.request(windowSize{30, 100}); r.Existing || r.After != "" || r.Height != 30 || r.Width != 100 {
+		t.Errorf("after an attachment that showed nothing: %+v", r)
+	}
+	if err := s.copyOut(context.Background(), io.MultiReader(strings.NewReader("box> "), iotest.ErrReader(net.ErrClosed)), "second", true); !errors.Is(err, errAttachmentLost) {
+		t.Fatal(err)
+	}
+	if r := s.request(windowSize{30, 100}); !r.Existing || r.After != "second" || r.Got != 5 {
+		t.Errorf("after one that did: %+v", r)
+	}
+}
+
+func TestShellFlags(t *testing.T) {
+	for _, tt := range []struct{ args, want string }{
+		{"--list --container web", "cannot use --container with --list"},
+		{"--list --user me", "cannot use --user with --list"},
+		{"work --close --read-only", "cannot use --read-only with --list, --rename or --close"},
+		{"work --rename x --command vim", "cannot use --command with"},
+	} {
+		p := &program{in: devNull(t), out: devNull(t), errOut: devNull(t)}
+		cmd := p.shellCommand()
+		cmd.SetArgs(append([]string{"box"}, strings.Fields(tt.args)...))
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		if err := cmd.Execute(); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", tt.args, err, tt.want)
+		}
+	}
+}
+
+func TestCtrlC(t *testing.T) {
+	for text, want := range map[string]bool{
+		"\x03": true, "ab\x03": true, "c": false, "\x1b[99;5u": true, "\x1b[99;5:1u": true, "\x1b[99;69u": true, "\x1b[99:67:99;5u": true,
+		"\x1b[99;5:3u": false, "\x1b[99;7u": false, "\x1b[98;5u": false, "\x1b[99u": false, "\x1b[99;1;3u": false,
+	} {
+		if got := ctrlC.MatchString(text); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
 	}
 }
 
