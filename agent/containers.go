@@ -48,7 +48,7 @@ func (s *containerShells) spec(ctx context.Context, in sshd.Container, line stri
 		return shell.Spec{}, err
 	}
 	if !c.Running {
-		return shell.Spec{}, fmt.Errorf("cannot run in container %q of %s: it does not run (%s)", c.Name, c.Engine, c.Status)
+		return shell.Spec{}, fmt.Errorf("cannot run in container %q: it does not run, its state is %q", c.Engine+"/"+c.Name, c.Status)
 	}
 	spec.Argv = []string{s.program, "container-exec", "--engine", host, "--container", c.ID}
 	if in.User != "" {

@@ -27,7 +27,7 @@ func shells(t *testing.T) *containerShells {
 			case "web":
 				return wire.Container{ID: "abc", Name: "web", Running: true}, "unix:///run/docker.sock", nil
 			case "db":
-				return wire.Container{ID: "def", Name: "db", Engine: "docker", Status: "exited with code 3"}, "unix:///run/docker.sock", nil
+				return wire.Container{ID: "def", Name: "db", Engine: "docker", Status: "exited with code 3: \x1b[2J"}, "unix:///run/docker.sock", nil
 			}
 			return wire.Container{}, "", errors.New("no engine knows it")
 		},
@@ -74,7 +74,7 @@ func TestContainerShellRefused(t *testing.T) {
 	}{
 		"switched off": {off, "web", "containers are switched off here (--devcontainers=false)"},
 		"no program":   {lost, "web", "berthd does not know its own program"},
-		"stopped":      {shells(t), "db", `cannot run in container "db" of docker: it does not run (exited with code 3)`},
+		"stopped":      {shells(t), "db", `cannot run in container "docker/db": it does not run, its state is "exited with code 3: \x1b[2J"`},
 		"unknown":      {shells(t), "x", "no engine knows it"},
 	} {
 		if _, err := tt.shells.spec(t.Context(), sshd.Container{Name: tt.in}, "", nil); err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -159,7 +159,18 @@ func TestWarnings(t *testing.T) {
 	old := socket(t, func(l net.Listener) {
 		http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Api-Version", "1.20") }))
 	})
+	hostile := socket(t, func(l net.Listener) {
+		http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Api-Version", "1.41")
+			if !strings.HasSuffix(r.URL.Path, "_ping") {
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(http.StatusInternalServerError)
+				json.NewEncoder(w).Encode(map[string]string{"message": "\x1b]0;owned\a" + strings.Repeat("x", 1000)})
+			}
+		}))
+	})
 	for name, tt := range map[string]struct{ host, want string }{
+		"hostile": {hostile, `\x1b]0;owned\axxx`},
 		"missing": {"unix:///no/such/socket", "nothing listens there"},
 		"stale":   {stale, "nothing listens there"},
 		"hangs":   {silentSocket(t), "did not answer within 100ms"},

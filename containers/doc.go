@@ -1,8 +1,11 @@
 // Package containers lists the containers running beside the agent, over every engine socket it can reach.
 //
-// [New] makes a [Lister] and [Lister.List] asks every engine at once, each within its own deadline. The engines are looked for anew at each list, so
-// one that is installed or started later is found.
+// [New] makes a [Lister], which is run by [Lister.Run]. While anybody asks, it follows every engine by the engine's own events, and [Lister.List],
+// [Lister.Find] and [Lister.Known] answer from memory. Engines that come, go, hang or start again are noticed.
 //
-// An engine is asked with GET requests for its version and its list of containers, and nothing else: whoever may talk to an engine's socket owns the
-// machine, so nothing that comes from a person or a peer is ever passed on to one.
+// [Start] runs a command in a container as `docker exec` does, and [Process] carries its streams, its size and its signals.
+//
+// Whoever may talk to an engine's socket owns the machine. So an engine is asked for what is on two short lists of requests and for nothing else: GETs for
+// the lister, and besides what an exec takes. No request passes on what a person or a peer has written, but for an exec's command, user and environment,
+// and no path has a name in it that a person chose.
 package containers

@@ -10,10 +10,13 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/moby/moby/client"
 )
@@ -169,5 +172,17 @@ func (e engine) explain(what string, err error, timeout time.Duration) string {
 	case strings.Contains(err.Error(), "too old. Minimum supported API version"):
 		return fmt.Sprintf("%s: the engine is too new (berthd speaks versions %s to %s of its API): upgrade berthd", where, client.MinAPIVersion, client.MaxAPIVersion)
 	}
-	return fmt.Sprintf("%s: %v", where, err)
+	return fmt.Sprintf("%s: %s", where, inert(err.Error()))
+}
+
+// inert returns an engine's words as a terminal may show them: in whole if nothing in them acts on one, else quoted. 500 bytes are enough of them.
+func inert(words string) string {
+	const enough = 500
+	if len(words) > enough {
+		words = strings.ToValidUTF8(words[:enough], "") + "…"
+	}
+	if utf8.ValidString(words) && !strings.ContainsFunc(words, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return words
+	}
+	return strconv.Quote(words)
 }

@@ -98,7 +98,7 @@ func (s surroundings) contexts() []engine {
 	for _, file := range files {
 		name, host, err := readContext(file)
 		if err == nil && strings.HasPrefix(host, "unix://") {
-			found = append(found, engine{name: fmt.Sprintf("docker (%s)", name), host: host})
+			found = append(found, engine{name: fmt.Sprintf("docker (%s)", inert(name)), host: host})
 		}
 	}
 	return found

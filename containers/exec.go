@@ -49,7 +49,8 @@ type Command struct {
 	User string
 	// Env is NAME=value, added to the container's own environment.
 	Env []string
-	// Terminal runs it in a terminal of Rows and Cols. Without one its two outputs are kept apart.
+	// Terminal runs it in a terminal. Its size is Rows and Cols where the container has an stty; [Process.Resize] sets it everywhere. Without a terminal
+	// the two outputs are kept apart.
 	Terminal   bool
 	Rows, Cols uint16
 }
@@ -137,8 +138,7 @@ func (p *Process) start(ctx context.Context, c Command) error {
 		p.user = devcontainerUser(is.Config.Labels)
 	}
 	argv := []string{"sh", "-c", loginShell, "sh", c.Line}
-	sized := c.Terminal && c.Rows > 0 && c.Cols > 0
-	if sized {
+	if c.Terminal && c.Rows > 0 && c.Cols > 0 {
 		argv = append(argv, strconv.Itoa(int(c.Rows)), strconv.Itoa(int(c.Cols)))
 	}
 	options := client.ExecCreateOptions{
@@ -164,10 +164,6 @@ func (p *Process) start(ctx context.Context, c Command) error {
 		return p.explain(err)
 	}
 	p.stream = attached.HijackedResponse
-	if sized {
-		// One whose terminal cannot be sized is better than none; it may also be over already.
-		_ = p.Resize(ctx, c.Rows, c.Cols)
-	}
 	return nil
 }
 
@@ -204,7 +200,7 @@ func (p *Process) explain(err error) error {
 	case errdefs.IsNotFound(err):
 		return fmt.Errorf("cannot run in container %q: there is no such container any more", p.name)
 	case errdefs.IsPermissionDenied(err), errdefs.IsUnauthorized(err):
-		return fmt.Errorf("cannot run in container %q: the engine refuses it: %w", p.name, err)
+		return fmt.Errorf("cannot run in container %q: the engine refuses it: %s", p.name, inert(err.Error()))
 	}
 	return errors.New(p.engine.explain(fmt.Sprintf("run in container %q by", p.name), err, askTimeout))
 }
@@ -220,7 +216,7 @@ func (p *Process) CloseWrite() error {
 	return p.stream.CloseWrite()
 }
 
-// Copy copies what the command writes until it is done with that. In a terminal all of it goes to stdout. The error is a writer's or the connection's.
+// Copy copies what the command writes until it is done with that. In a terminal all of it goes to stdout. The error is for people.
 func (p *Process) Copy(stdout, stderr io.Writer) error {
 	stdout, stderr = io.MultiWriter(&p.heard, stdout), io.MultiWriter(&p.heard, stderr)
 	var err error
@@ -229,7 +225,10 @@ func (p *Process) Copy(stdout, stderr io.Writer) error {
 	} else {
 		_, err = stdcopy.StdCopy(stdout, stderr, p.stream.Reader)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("the container engine has cut the command off: %s", inert(err.Error()))
+	}
+	return nil
 }
 
 // heard keeps the beginning of what was written, where engines say why they did not start a command.
@@ -241,7 +240,8 @@ func (h *heard) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Resize sets the size of the command's terminal. It waits for a terminal that is still being made.
+// Resize sets the size of the command's terminal. It waits for a terminal that is still being made, for 2 s at most, which is also how long it takes to
+// fail when the command is over: call it beside Copy.
 func (p *Process) Resize(ctx context.Context, rows, cols uint16) error {
 	ctx, cancel := context.WithTimeout(ctx, sizeTimeout)
 	defer cancel()
@@ -266,7 +266,7 @@ func (p *Process) Wait(ctx context.Context) (int, error) {
 		is, err := p.inspect(ctx)
 		switch {
 		case err != nil:
-			return 0, fmt.Errorf("cannot tell how the command in container %q ended: %w", p.name, err)
+			return 0, fmt.Errorf("cannot tell how the command in container %q ended: %s", p.name, inert(err.Error()))
 		case !is.Running:
 			return is.ExitCode, p.neverRan(is)
 		}

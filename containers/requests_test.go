@@ -168,6 +168,22 @@ func testRequests(t *testing.T, e *enginelab.Engine) {
 	check(executed, "HEAD /_ping", "GET /_ping", "GET "+version+"/containers/"+id+"/json", "POST "+version+"/containers/"+id+"/exec",
 		"POST "+exec+"/start", "POST "+exec+"/resize", "GET "+exec+"/json")
 
+	// A command that may be over by then is not held up to size its terminal.
+	brief, err := Start(t.Context(), p.host, id, Command{Line: "true", Terminal: true, Rows: 20, Cols: 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer brief.Close()
+	if asked := p.take(); slices.ContainsFunc(asked, func(r string) bool { return strings.HasSuffix(r, "/resize") }) {
+		t.Errorf("starting asked for %q", asked)
+	}
+	if err := brief.Copy(io.Discard, io.Discard); err != nil {
+		t.Error(err)
+	}
+	if code, err := brief.Wait(t.Context()); code != 0 || err != nil {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+
 	// What is not on the list does not even leave.
 	for name, list := range map[string][]request{"looking": looking, "executing": executing} {
 		api, err := engine{name: "proxied", host: p.host}.connect(t.Context(), list, nil)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -19,8 +20,12 @@ import (
 // exitNotRun is the exit code for what could not be run in a container: the protocol's for failures inside of an agent.
 const exitNotRun = exitStatus(229)
 
-// lastWord is what a command in a container gets to leave by itself when its terminal is gone. Whoever ended the terminal gives us 3 s.
-const lastWord = 1500 * time.Millisecond
+// What a command in a container gets to leave by itself when its terminal is gone, and what the engine then gets to kill it. Whoever ended the terminal
+// gives us 3 s.
+const (
+	lastWord = 1500 * time.Millisecond
+	lastKill = time.Second
+)
 
 // containerExec is the internal verb that runs a command in a container, as if it ran here: on the terminal, or the pipes, that the verb is given. It passes on the
 // terminal's size and signals, and exits as the command did. So whatever runs programs runs them in containers too, and need not know.
@@ -87,8 +92,14 @@ type containerRun struct {
 	tty      *os.File
 }
 
-// follow passes on everything until the command has ended, and returns its exit code as an error.
+// follow passes on everything until the command has ended, and returns its exit code as an error. No question to the engine is waited for meanwhile: one
+// that is slow, or asked too early or too late, delays neither output nor a hang-up.
 func (r containerRun) follow(ctx context.Context, p process, signals <-chan os.Signal) error {
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
 	typed := make(chan struct{})
 	go func() {
 		defer close(typed)
@@ -101,16 +112,19 @@ func (r containerRun) follow(ctx context.Context, p process, signals <-chan os.S
 	go func() {
 		written <- r.Copy(&outlet{to: p.stdout, broken: broken}, &outlet{to: p.stderr, broken: broken})
 	}()
+	resized := make(chan struct{}, 1)
+	if r.terminal {
+		resized <- struct{}{}
+		asking.Go(func() { r.keepSize(ctx, resized) })
+	}
+	pass := func(sig syscall.Signal) { asking.Go(func() { r.pass(ctx, sig) }) }
 
-	hungUp := false
 	var enough <-chan time.Time
 	hangUp := func() {
-		if hungUp {
-			return
+		if enough == nil {
+			enough = time.After(lastWord)
+			pass(syscall.SIGHUP)
 		}
-		hungUp = true
-		r.pass(ctx, syscall.SIGHUP)
-		enough = time.After(lastWord)
 	}
 	var left <-chan struct{} // closed when a terminal has gone; that pipes have ended means no more than that
 	if r.terminal {
@@ -121,31 +135,49 @@ func (r containerRun) follow(ctx context.Context, p process, signals <-chan os.S
 		case sig := <-signals:
 			switch {
 			case sig == syscall.SIGWINCH && r.terminal:
-				rows, cols := sizeOf(r.tty)
-				// The next change of size tries again.
-				_ = r.Resize(ctx, rows, cols)
+				select {
+				case resized <- struct{}{}:
+				default:
+				}
 			case sig == syscall.SIGHUP && r.terminal:
 				hangUp()
 			case sig != syscall.SIGWINCH:
-				r.pass(ctx, sig.(syscall.Signal))
+				pass(sig.(syscall.Signal))
 			}
 		case <-left:
 			left = nil
 			hangUp()
 		case <-broken:
-			r.pass(ctx, syscall.SIGPIPE)
+			pass(syscall.SIGPIPE)
 		case <-enough:
-			r.pass(ctx, syscall.SIGKILL)
+			kill, done := context.WithTimeout(ctx, lastKill)
+			defer done()
+			r.pass(kill, syscall.SIGKILL)
 			return exitStatus(128 + int(syscall.SIGKILL))
 		case err := <-written:
 			if err != nil {
-				return notRun{fmt.Errorf("the container engine has cut the command off: %w", err)}
+				return notRun{err}
 			}
 			code, err := r.Wait(ctx)
 			if err != nil {
 				return notRun{err}
 			}
 			return exitStatus(code)
+		}
+	}
+}
+
+// keepSize gives the command's terminal our own's size whenever that may have changed, until ctx is done.
+func (r containerRun) keepSize(ctx context.Context, resized <-chan struct{}) {
+	for {
+		select {
+		case <-resized:
+		case <-ctx.Done():
+			return
+		}
+		if rows, cols := sizeOf(r.tty); rows > 0 && cols > 0 {
+			// The next change of size tries again.
+			_ = r.Resize(ctx, rows, cols)
 		}
 	}
 }

@@ -98,6 +98,7 @@ func testContainerExec(t *testing.T, b box) {
 	}
 	t.Run("signals", func(t *testing.T) { testContainerSignals(t, b) })
 	t.Run("no reader", func(t *testing.T) { testContainerNoReader(t, b) })
+	t.Run("short", func(t *testing.T) { testContainerShort(t, b) })
 	t.Run("terminal", func(t *testing.T) { testContainerTerminal(t, b) })
 	t.Run("terminal goes", func(t *testing.T) { testContainerTerminalGoes(t, b) })
 	t.Run("cannot", func(t *testing.T) { testContainerCannot(t, b) })
@@ -238,6 +239,17 @@ func terminalHost(t *testing.T) *ptyhost.Client {
 	return ptyhost.Dial(socket)
 }
 
+// testContainerShort: a command that is over before anybody could size its terminal ends as it should, with what it said.
+func testContainerShort(t *testing.T, b box) {
+	began := time.Now()
+	v := b.attach(terminalHost(t), "--", "echo short; exit 5")
+	v.done.Wait()
+	if status, err := v.Wait(); err != nil || status.Code != 5 || !v.saw("short\r\n") {
+		t.Errorf("ended with %+v, %v; saw %q", status, err, v.all())
+	}
+	t.Logf("took %v", time.Since(began))
+}
+
 func testContainerTerminal(t *testing.T, b box) {
 	v := b.attach(terminalHost(t), "--env", "TERM")
 	t.Cleanup(func() {
@@ -247,7 +259,6 @@ func testContainerTerminal(t *testing.T, b box) {
 	})
 	v.types(t, "stty size; tty; echo on $TERM\n")
 	eventually(t, "the first size", func() bool { return v.saw("33 77\r\n/dev/pts/") && v.saw("on vt220\r\n") })
-	// The container's own terminal takes the interrupt, not the verb.
 	// The container's own terminal takes the interrupt, not the verb. The shell forgets what is typed before the command runs.
 	v.types(t, "sleep 1234; echo interrupted=$?\n")
 	eventually(t, "it sleeps", func() bool { return runs("sleep\x001234") })

@@ -154,7 +154,18 @@ func (e *Engine) Stop() error {
 	if failed := syscall.Unmount(filepath.Join(e.dir, "exec/netns/default"), syscall.MNT_DETACH); failed != nil && !errors.Is(failed, syscall.EINVAL) && !errors.Is(failed, syscall.ENOENT) {
 		err = errors.Join(err, failed)
 	}
-	return errors.Join(err, os.RemoveAll(e.dir))
+	return errors.Join(err, e.removeDir())
+}
+
+// removeDir removes the engine's folder. Podman's helpers tidy up after a command that has ended, and outlive the service by a moment.
+func (e *Engine) removeDir() error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(stopLimit); ; <-tick.C {
+		if err := os.RemoveAll(e.dir); err == nil || !errors.Is(err, syscall.ENOTEMPTY) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // Log is what the engine said of itself. The engine must have ended.
