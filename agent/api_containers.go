@@ -1,28 +1,16 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
-	"time"
 
-	"github.com/coder/websocket"
 	"github.com/google/uuid"
 
 	"github.com/berthd/berth/wire"
-)
-
-const (
-	// goodbyeTimeout is what a message on its way to a peer gets to arrive once the agent stops.
-	goodbyeTimeout = time.Second
-	// maxWatchers bounds the watches at one time; each gets the list for itself.
-	maxWatchers = 32
-	// goodbye is how long a watcher may take to answer that its watch is closed; a stop waits for it.
-	goodbye = time.Second
 )
 
 // routeContainers adds what is known of containers. Switched off, only the list itself says so: the
@@ -57,22 +45,8 @@ func (a *api) listContainers(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// lingering returns a context that ends a while after ctx.
-func lingering(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	unhook := context.AfterFunc(ctx, func() { time.AfterFunc(d, cancel) })
-	return later, func() { unhook(); cancel() }
-}
-
-// watchContainers sends the list at once and whenever it has changed, each as a text message.
+// watchContainers sends the list at once and whenever it has changed.
 func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
-	a.work.Add(1)
-	defer a.work.Done()
-	defer a.watchers.Add(-1)
-	if a.watchers.Add(1) > maxWatchers {
-		writeError(w, http.StatusServiceUnavailable, "Too many watch the containers already.", nil)
-		return
-	}
 	changed, stop := a.containers.watch()
 	defer stop()
 	ours := a.containers.changes()
@@ -80,62 +54,38 @@ func (a *api) watchContainers(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionNoContextTakeover})
-	if err != nil {
-		return // it has been answered
-	}
-	defer conn.CloseNow()
-	// A stop must not cut the connection before it was said goodbye on.
-	reading, cut := context.WithCancel(context.WithoutCancel(r.Context()))
-	defer cut()
-	ctx, cancel := context.WithCancelCause(conn.CloseRead(reading))
-	defer cancel(nil)
-	defer context.AfterFunc(r.Context(), func() { cancel(errStopping) })()
-	// Nor in the middle of a message.
-	writing, done := lingering(r.Context(), goodbyeTimeout)
-	defer done()
-	a.work.Go(func() { probe(ctx, conn, cancel) })
-
-	var last []byte
-	for {
-		message, err := watchMessage(list)
-		if err != nil {
-			a.log.Error("cannot encode the containers", "error", err)
-			return
-		}
-		if !bytes.Equal(message, last) {
-			if err := write(writing, conn, message); err != nil {
-				return
+	a.watch(w, r, &a.watchers, func(ctx context.Context, send func(any) error) error {
+		for {
+			message, err := watchMessage(list)
+			if err != nil {
+				return err
 			}
-			last = message
-		}
-		select {
-		case <-ctx.Done():
-			if why := context.Cause(ctx); errors.Is(why, errNoAnswer) || errors.Is(why, errStopping) {
-				impatient := time.AfterFunc(goodbye, cut) // the library itself waits for 5 s
-				conn.Close(websocket.StatusGoingAway, why.Error())
-				impatient.Stop()
+			if err := send(message); err != nil {
+				return err
 			}
-			return
-		case <-changed:
-		case <-ours:
-			ours = a.containers.changes()
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+			case <-ours:
+				ours = a.containers.changes()
+			}
+			if next, err := a.containers.get(ctx); err == nil {
+				list = next
+			}
 		}
-		if next, err := a.containers.get(ctx); err == nil {
-			list = next
-		}
-	}
+	})
 }
 
-// watchMessage encodes a list for those who watch. What does not fit into a message that they take is left out, and said.
-func watchMessage(list wire.Containers) ([]byte, error) {
+// watchMessage encodes a list for those who watch, who get it as a line. What does not fit into a message that they take is left out, and said.
+func watchMessage(list wire.Containers) (json.RawMessage, error) {
 	all, warnings := len(list.Containers), list.Warnings
 	for {
 		message, err := json.Marshal(list)
 		if err != nil {
 			return nil, err
 		}
-		if message = append(message, '\n'); len(message) <= wire.MaxContainersMessage || len(list.Containers) == 0 {
+		if len(message) < wire.MaxContainersMessage || len(list.Containers) == 0 {
 			return message, nil
 		}
 		// They are about of one size; a little less than what would fit then does.
@@ -143,39 +93,6 @@ func watchMessage(list wire.Containers) ([]byte, error) {
 		list.Containers = list.Containers[:min(fit, len(list.Containers)-1)]
 		list.Warnings = append(slices.Clip(warnings), fmt.Sprintf("%d of %d containers are left out: a watch has no room for more", all-len(list.Containers), all))
 	}
-}
-
-// Why a WebSocket is ended from this side.
-var (
-	errNoAnswer = errors.New("liveness probe failed")
-	errStopping = errors.New("the agent stops")
-)
-
-// probe pings the other side, and ends the connection when it does not answer.
-func probe(ctx context.Context, conn *websocket.Conn, end context.CancelCauseFunc) {
-	tick := time.NewTicker(wire.PingInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		pingCtx, cancel := context.WithTimeout(ctx, wire.PingInterval)
-		err := conn.Ping(pingCtx)
-		cancel()
-		if err != nil {
-			end(errNoAnswer)
-			return
-		}
-	}
-}
-
-// write sends one message to a peer that may have stopped reading.
-func write(ctx context.Context, conn *websocket.Conn, message []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	return conn.Write(ctx, websocket.MessageText, message)
 }
 
 // findDevcontainer returns the dev container that a path names, or answers that there is none.
@@ -214,8 +131,8 @@ func (a *api) recreateDevcontainer(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// deleteDevcontainer refuses: berthd asks container engines for lists only. An API that asks nobody
-// for a credential is no place to remove containers from.
+// deleteDevcontainer refuses: berthd enters containers and lists them, and removes none. An API that asks nobody
+// for a credential is no place to remove them from.
 func (a *api) deleteDevcontainer(w http.ResponseWriter, r *http.Request) {
 	d, ok := a.findDevcontainer(w, r)
 	switch {
@@ -224,6 +141,6 @@ func (a *api) deleteDevcontainer(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusConflict, "Unable to delete transitioning devcontainer", nil)
 	default:
 		writeError(w, http.StatusInternalServerError, "Unable to delete devcontainer",
-			errors.New("berthd lists containers and removes none: remove it with the engine's own command, in the workspace"))
+			errors.New("berthd removes no containers: remove it with the engine's own command, in the workspace"))
 	}
 }

@@ -268,7 +268,7 @@ func TestRecreateDevcontainer(t *testing.T) {
 	if got := y.logged.String(); got != "building\n" {
 		t.Errorf("logged %q", got)
 	}
-	if status := y.ask(t, "DELETE", strings.TrimSuffix(recreate, "/recreate"), &answer); status != 500 || !strings.Contains(answer.Detail, "removes none") {
+	if status := y.ask(t, "DELETE", strings.TrimSuffix(recreate, "/recreate"), &answer); status != 500 || !strings.Contains(answer.Detail, "removes no containers") {
 		t.Errorf("delete: %d %+v", status, answer)
 	}
 
@@ -429,9 +429,10 @@ func TestWatchRefusals(t *testing.T) {
 	if w.Code != 500 || !strings.Contains(w.Body.String(), "Could not get containers") {
 		t.Errorf("no engine: %d %s", w.Code, w.Body)
 	}
-	a.watchers.Store(maxWatchers)
+	y := newYard(t)
+	y.watchers.Store(maxWatchers)
 	w = httptest.NewRecorder()
-	a.handler().ServeHTTP(w, request("GET", wire.PathAgentContainers+"/watch", ""))
+	y.handler().ServeHTTP(w, request("GET", wire.PathAgentContainers+"/watch", ""))
 	if w.Code != 503 {
 		t.Errorf("too many: %d %s", w.Code, w.Body)
 	}

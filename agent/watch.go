@@ -10,6 +10,16 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/berthd/berth/wire"
+)
+
+const (
+	// goodbye is what a message on its way to a peer gets to arrive once the agent stops, and how long a watcher may then take to answer that its watch is
+	// closed; a stop waits for it.
+	goodbye = time.Second
+	// maxWatchers bounds the watches of one kind at one time; each gets the list for itself.
+	maxWatchers = 32
 )
 
 // watch answers with a WebSocket, on which each body that source hands to send is a text message,
@@ -35,7 +45,7 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, watchers *atomic.Int
 	defer cancel(nil)
 	defer context.AfterFunc(r.Context(), func() { cancel(errStopping) })()
 	// Nor in the middle of a message.
-	writing, done := lingering(r.Context(), goodbyeTimeout)
+	writing, done := lingering(r.Context(), goodbye)
 	defer done()
 	a.work.Go(func() { probe(ctx, conn, cancel) })
 
@@ -58,4 +68,44 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, watchers *atomic.Int
 	} else if err != nil {
 		a.log.Debug("a watch ended", "path", r.URL.Path, "error", err)
 	}
+}
+
+// lingering returns a context that ends a while after ctx.
+func lingering(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, func() { time.AfterFunc(d, cancel) })
+	return later, func() { unhook(); cancel() }
+}
+
+// Why a WebSocket is ended from this side.
+var (
+	errNoAnswer = errors.New("liveness probe failed")
+	errStopping = errors.New("the agent stops")
+)
+
+// probe pings the other side, and ends the connection when it does not answer.
+func probe(ctx context.Context, conn *websocket.Conn, end context.CancelCauseFunc) {
+	tick := time.NewTicker(wire.PingInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		pingCtx, cancel := context.WithTimeout(ctx, wire.PingInterval)
+		err := conn.Ping(pingCtx)
+		cancel()
+		if err != nil {
+			end(errNoAnswer)
+			return
+		}
+	}
+}
+
+// write sends one message to a peer that may have stopped reading.
+func write(ctx context.Context, conn *websocket.Conn, message []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	return conn.Write(ctx, websocket.MessageText, message)
 }
