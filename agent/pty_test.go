@@ -262,7 +262,10 @@ func TestTerminalIsLeftAndTakenUpAgain(t *testing.T) {
 	readUntil(t, first, "got <one>")
 	first.Close()
 
-	second := p.open(t, init)
+	// How the program would be started cannot be told now, as with a container whose engine is away. It runs, so that is of no matter.
+	again := init
+	again.Command = "fail"
+	second := p.open(t, again)
 	screen := readUntil(t, second, "got <one>")
 	if !strings.Contains(screen, "30 100") {
 		t.Errorf("the screen lacks what was there before: %q", screen)
