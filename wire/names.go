@@ -39,9 +39,6 @@ const (
 	MaxFollowMessage = 32 << 10
 	// MaxContainersMessage bounds one message of a containers watch, which readers raise their limit for.
 	MaxContainersMessage = 4 << 20
-	// MaxPortsMessage bounds one message of a watch of listening ports: every TCP and UDP port at 60 bytes,
-	// or 10,000 with command lines.
-	MaxPortsMessage = 8 << 20
 	// MaxAppStatusMessage bounds the message of an app status.
 	MaxAppStatusMessage = 160
 	// MaxMetadataValue bounds one metadata value or error; MaxMetadataKeys the sum of all keys of a batch.
