@@ -40,9 +40,6 @@ const (
 	reporterBudget = 2 * time.Second
 )
 
-// knownWait is how long a list of ports waits for engines that were not asked yet: one that is well answers within 0.1 s.
-const knownWait = 500 * time.Millisecond
-
 // Run runs an agent until ctx is done and everything is wound up, and returns nil then. It returns
 // an error wrapping [ErrRefused] if the configuration asks for that, and others only if the agent
 // cannot run on this machine. Cancelling ctx with the cause [ErrRestart] keeps the terminals.
@@ -225,7 +222,7 @@ func (a *agent) makeAPI() {
 		logs:     a.reporter.Writer,
 		log:      a.log.With("part", "containers"),
 	}
-	a.ports = ports.New(ports.Config{HidePIDs: []int{os.Getpid()}, Containers: a.knownContainers, Log: a.log.With("part", "ports")})
+	a.ports = ports.New(ports.Config{HidePIDs: []int{os.Getpid()}, Containers: a.lister.Known, Log: a.log.With("part", "ports")})
 	a.api = &api{
 		ports:      a.ports,
 		containers: a.view,
@@ -239,20 +236,6 @@ func (a *agent) makeAPI() {
 		log:        a.log.With("part", "api"),
 	}
 	a.debug = debugServers(a.cfg.Debug, a.api, a.log)
-}
-
-// knownContainers lists containers for those who name something by them, and do not wait for an engine that does not answer.
-func (a *agent) knownContainers(ctx context.Context) []wire.Container {
-	if noContainers(a.cfg) != "" {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, knownWait)
-	defer cancel()
-	list, err := a.lister.List(ctx)
-	if err != nil {
-		return nil // they go by their ids
-	}
-	return list.Containers
 }
 
 // noContainers says why containers are not shown nor entered, "" if they are.

@@ -158,3 +158,26 @@ func TestWatchPortsRefusals(t *testing.T) {
 		t.Errorf("too many: %d %s", w.Code, w.Body)
 	}
 }
+
+// TestWhoAsksEngines: for names, where a list shows ports of containers, and for nobody else.
+func TestWhoAsksEngines(t *testing.T) {
+	here, inside, onHost := wire.ListeningPort{Port: 80}, wire.ListeningPort{Port: 80, Namespace: 7}, wire.ListeningPort{Port: 80, Container: "1a1a1a1a1a1a"}
+	all := wire.PathAgentPorts + "?network=all"
+	for _, tt := range []struct {
+		path, refusal string
+		list          []wire.ListeningPort
+		want          bool
+	}{
+		{all, "", []wire.ListeningPort{here, inside}, true},
+		{all, "", []wire.ListeningPort{here, onHost}, true},
+		{all, "", []wire.ListeningPort{here}, false},
+		{all, "switched off", []wire.ListeningPort{here, inside}, false},
+		{wire.PathAgentPorts, "", []wire.ListeningPort{here, inside}, false},
+	} {
+		a := testAPI()
+		a.containers.refusal = tt.refusal
+		if got := a.unnamed(request("GET", tt.path, ""), tt.list); got != tt.want {
+			t.Errorf("%s, %q, %+v: %v", tt.path, tt.refusal, tt.list, got)
+		}
+	}
+}

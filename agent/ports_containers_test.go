@@ -7,6 +7,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
@@ -64,20 +65,16 @@ func TestPortsOfContainers(t *testing.T) {
 		spec.Config.ExposedPorts = network.PortSet{inside: {}}
 		spec.HostConfig.PortBindings = network.PortMap{inside: {{HostPort: "18080"}}}
 	})
-	run("host", "host", "18081", nil)
+	host := run("host", "host", "18081", nil)
 
 	t.Setenv("DOCKER_HOST", engine.Host)
 	engines := containers.New(containers.Config{})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- engines.Run(ctx) }()
-	lister := ports.New(ports.Config{Containers: func(ctx context.Context) []wire.Container {
-		list, err := engines.List(ctx)
-		if err != nil {
-			t.Error(err)
-		}
-		return list.Containers
-	}})
+	_, stop := engines.Watch()
+	defer stop()
+	lister := ports.New(ports.Config{Containers: engines.Known})
 	unnamed := ports.New(ports.Config{})
 
 	has := func(list []wire.ListeningPort, container, process string, port uint16, inside bool) bool {
@@ -85,25 +82,55 @@ func TestPortsOfContainers(t *testing.T) {
 			return p.Container == container && p.ProcessName == process && p.Network == "tcp" && p.Port == port && p.Namespace != 0 == inside
 		})
 	}
-	var list []wire.ListeningPort
-	eventually(t, "every port has the name of its container", func() bool {
-		if list, err = lister.List(t.Context()); err != nil {
-			t.Fatal(err)
+	lists := make(chan []wire.ListeningPort)
+	watched := make(chan error, 1)
+	go func() {
+		watched <- lister.Watch(ctx, func(list []wire.ListeningPort) error {
+			select {
+			case lists <- list:
+			case <-ctx.Done():
+			}
+			return nil
+		})
+	}()
+	told := func(what string, ok func([]wire.ListeningPort) bool) {
+		t.Helper()
+		var last []wire.ListeningPort
+		for limit := time.After(20 * time.Second); ; {
+			select {
+			case last = <-lists:
+				if ok(last) {
+					return
+				}
+			case <-limit:
+				t.Fatalf("not told: %s; the last list is %+v", what, last)
+			}
 		}
+	}
+	told("every port has the name of its container", func(list []wire.ListeningPort) bool {
 		return has(list, "alone", "busybox", 8080, true) && has(list, "published", "busybox", 8080, true) &&
 			has(list, "published", "docker-proxy", 18080, false) && has(list, "host", "busybox", 18081, false)
 	})
-	if list, err = unnamed.List(t.Context()); err != nil || !has(list, alone[:12], "busybox", 8080, true) || !has(list, "", "docker-proxy", 18080, false) {
+	if list, err := unnamed.List(t.Context()); err != nil || !has(list, alone[:12], "busybox", 8080, true) || !has(list, "", "docker-proxy", 18080, false) {
 		t.Errorf("without the engine's list: %+v, %v", list, err)
 	}
-	if _, err := engine.API.ContainerRemove(t.Context(), alone, client.ContainerRemoveOptions{Force: true}); err != nil {
-		t.Fatal(err)
+	for id, gone := range map[string]func([]wire.ListeningPort) bool{
+		alone: func(list []wire.ListeningPort) bool { return has(list, "alone", "busybox", 8080, true) },
+		host:  func(list []wire.ListeningPort) bool { return has(list, "host", "busybox", 18081, false) },
+	} {
+		if _, err := engine.API.ContainerRemove(t.Context(), id, client.ContainerRemoveOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		told("one is removed", func(list []wire.ListeningPort) bool {
+			return !gone(list) && has(list, "published", "busybox", 8080, true)
+		})
 	}
-	if list, err = lister.List(t.Context()); err != nil || has(list, "alone", "busybox", 8080, true) || !has(list, "published", "busybox", 8080, true) {
-		t.Errorf("once one is removed: %+v, %v", list, err)
-	}
+	run("late", "host", "18082", nil)
+	told("one begins", func(list []wire.ListeningPort) bool { return has(list, "late", "busybox", 18082, false) })
 	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
+	for _, end := range []chan error{watched, ended} {
+		if err := <-end; err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -16,8 +16,8 @@ import (
 // diag asks the kernel by NETLINK_SOCK_DIAG (sock_diag(7)). It speaks netlink by plain system calls: with thousands of listeners, a library that copies
 // each answer and looks at its size beforehand takes four times as long.
 type diag struct {
-	buf []byte
-	seq uint32
+	buf, message []byte // room for an answer and for a request
+	seq          uint32
 }
 
 func (*diag) String() string { return "netlink" }
@@ -35,6 +35,10 @@ const (
 	stateListen = 10
 )
 
+// diagTCP is TCPDIAG_GETSOCK (include/uapi/linux/inet_diag.h), the older request for TCP sockets. It asks for both families at once: what a dump costs on
+// a machine with few sockets is that the kernel goes through its whole hash table.
+const diagTCP = 18
+
 func (d *diag) sockets(ctx context.Context, ns *namespace, all []socket) ([]socket, error) {
 	if ns.conn == nil {
 		conn, err := dialDiag(ns.pid)
@@ -44,24 +48,23 @@ func (d *diag) sockets(ctx context.Context, ns *namespace, all []socket) ([]sock
 		ns.conn = conn
 	}
 	for _, q := range []struct {
-		network          string
-		family, protocol uint8
-		state            uint
+		network string
+		request []byte
+		lacking bool // there may be a kernel that does not know of such sockets
 	}{
-		{"tcp", unix.AF_INET, unix.IPPROTO_TCP, stateListen},
-		{"tcp", unix.AF_INET6, unix.IPPROTO_TCP, stateListen},
-		{"udp", unix.AF_INET, unix.IPPROTO_UDP, stateClose},
-		{"udp", unix.AF_INET6, unix.IPPROTO_UDP, stateClose},
+		{"tcp", tcpRequest, false},
+		{"udp", udpRequest, false},
+		{"udp", udp6Request, true},
 	} {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		before := len(all)
 		var err error
-		all, err = d.dump(ns.conn, diagRequest(q.family, q.protocol, 1<<q.state), all)
-		// A kernel without IPv6, or without the module for UDP, has no such sockets.
-		if err != nil && (q.family != unix.AF_INET6 || !errors.Is(err, unix.ENOENT)) {
-			ns.close() // what is left of an answer would be taken for the next one
+		all, err = d.dump(ns.conn, q.request, all)
+		// A kernel without IPv6 has none. One without the module for UDP has them and cannot tell: the tables in /proc do.
+		if err != nil && !(q.lacking && errors.Is(err, unix.ENOENT)) {
+			ns.hangUp() // what is left of an answer would be taken for the next one
 			return nil, fmt.Errorf("cannot ask the kernel for its %s sockets: %w", q.network, err)
 		}
 		found := all[before:]
@@ -75,12 +78,9 @@ func (d *diag) sockets(ctx context.Context, ns *namespace, all []socket) ([]sock
 // dump sends a request and appends the sockets in the answer to all.
 func (d *diag) dump(conn *diagConn, request []byte, all []socket) ([]socket, error) {
 	d.seq++
-	message := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+diagRequestSize)
-	binary.NativeEndian.PutUint32(message, unix.NLMSG_HDRLEN+diagRequestSize)
-	binary.NativeEndian.PutUint16(message[4:], unix.SOCK_DIAG_BY_FAMILY)
-	binary.NativeEndian.PutUint16(message[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	binary.NativeEndian.PutUint32(message[8:], d.seq)
-	if err := unix.Sendto(conn.fd, append(message, request...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	d.message = append(d.message[:0], request...)
+	binary.NativeEndian.PutUint32(d.message[8:], d.seq)
+	if err := unix.Sendto(conn.fd, d.message, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return all, err
 	}
 	if d.buf == nil {
@@ -122,7 +122,7 @@ func parseDump(b []byte, seq uint32, all []socket) (_ []socket, done bool, err e
 				}
 			}
 			return all, true, nil
-		case kind != unix.SOCK_DIAG_BY_FAMILY:
+		case kind != unix.SOCK_DIAG_BY_FAMILY && kind != diagTCP:
 			continue
 		}
 		s, err := parseDiag(body)
@@ -196,17 +196,30 @@ func visit(pid int, do func() error) error {
 	return <-done
 }
 
-// Sizes of struct inet_diag_req_v2 and struct inet_diag_msg (include/uapi/linux/inet_diag.h).
-const (
-	diagRequestSize = 56
-	diagMessageSize = 72
+// diagMessageSize is that of a struct inet_diag_msg (include/uapi/linux/inet_diag.h).
+const diagMessageSize = 72
+
+// The requests: for TCP sockets that listen and for UDP sockets that are not connected.
+var (
+	tcpRequest  = diagMessage(diagTCP, unix.AF_INET, 0, stateListen)
+	udpRequest  = diagMessage(unix.SOCK_DIAG_BY_FAMILY, unix.AF_INET, unix.IPPROTO_UDP, stateClose)
+	udp6Request = diagMessage(unix.SOCK_DIAG_BY_FAMILY, unix.AF_INET6, unix.IPPROTO_UDP, stateClose)
 )
 
-// diagRequest encodes a struct inet_diag_req_v2 that asks for every socket in one of states, a bit set.
-func diagRequest(family, protocol uint8, states uint32) []byte {
-	b := make([]byte, diagRequestSize)
-	b[0], b[1] = family, protocol
-	binary.NativeEndian.PutUint32(b[4:], states)
+// diagMessage encodes a request for every socket in a state: a header (netlink(7)), and a struct inet_diag_req_v2 or, for diagTCP, a struct inet_diag_req.
+// Both begin with a family and, in the one, a protocol; both name a socket in 48 bytes and a set of states in 4, in different order.
+func diagMessage(kind uint16, family, protocol uint8, state uint) []byte {
+	size, states := 56, 4
+	if kind == diagTCP {
+		size, states = 60, 52
+	}
+	b := make([]byte, unix.NLMSG_HDRLEN+size)
+	binary.NativeEndian.PutUint32(b, uint32(len(b)))
+	binary.NativeEndian.PutUint16(b[4:], kind)
+	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	body := b[unix.NLMSG_HDRLEN:]
+	body[0], body[1] = family, protocol
+	binary.NativeEndian.PutUint32(body[states:], 1<<state)
 	return b
 }
 

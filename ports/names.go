@@ -1,6 +1,7 @@
 package ports
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/berthd/berth/wire"
@@ -16,6 +17,7 @@ type names struct {
 // published is a port of this machine that an engine passes on to a container.
 type published struct {
 	network string
+	address netip.Addr // unspecified: every one
 	port    uint16
 }
 
@@ -30,9 +32,14 @@ func (n *names) learn(list []wire.Container) bool {
 	for _, c := range list {
 		next.byID[c.ID] = c.Name
 		for _, p := range c.Ports {
-			if p.HostPort != 0 && c.Running {
-				next.published[published{p.Network, p.HostPort}] = c.Name
+			if p.HostPort == 0 || !c.Running {
+				continue
 			}
+			address, err := netip.ParseAddr(p.HostIP)
+			if err != nil { // an engine that does not say means every one
+				address = netip.IPv4Unspecified()
+			}
+			next.published[published{p.Network, everyAddress(address), p.HostPort}] = c.Name
 		}
 	}
 	*n = next
@@ -47,8 +54,19 @@ func (n *names) of(id string) string {
 	return id[:min(len(id), 12)]
 }
 
-// publishes names the container that a port of this machine leads to: the engine's proxy listens there for it, or the engine itself.
-func (n *names) publishes(s socket) string { return n.published[published{s.network, s.local.Port()}] }
+// publishes names the container that a port of this machine leads to: the engine's proxy listens there for it, or the engine itself. Another program may
+// listen on the same port of another address.
+func (n *names) publishes(s socket) string {
+	return n.published[published{s.network, everyAddress(s.local.Addr()), s.local.Port()}]
+}
+
+// everyAddress makes one address of those that stand for every one.
+func everyAddress(a netip.Addr) netip.Addr {
+	if a = a.Unmap(); a.IsUnspecified() {
+		return netip.IPv4Unspecified()
+	}
+	return a
+}
 
 // idLength is how many hexadecimal digits the ids of containers have.
 const idLength = 64

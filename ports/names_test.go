@@ -44,22 +44,47 @@ func FuzzContainerOf(f *testing.F) {
 	})
 }
 
+// Names stay while it is not known how containers are called.
+func TestNamesStay(t *testing.T) {
+	web := wire.Container{ID: strings.Repeat("1a", 32), Name: "web"}
+	known := true
+	l := New(Config{Containers: func() ([]wire.Container, bool) {
+		if !known {
+			return nil, false
+		}
+		return []wire.Container{web}, true
+	}})
+	if !l.learn() || l.names.of(web.ID) != "web" {
+		t.Errorf("it is called %q", l.names.of(web.ID))
+	}
+	known = false
+	if l.learn() || l.names.of(web.ID) != "web" {
+		t.Errorf("it is called %q once that is not known", l.names.of(web.ID))
+	}
+}
+
 func TestNames(t *testing.T) {
 	web := wire.Container{ID: strings.Repeat("1a", 32), Name: "web", Running: true, Ports: []wire.ContainerPort{{Port: 80, Network: "tcp", HostPort: 8080}, {Port: 81, Network: "tcp"}}}
+	local := wire.Container{ID: strings.Repeat("3c", 32), Name: "local", Running: true, Ports: []wire.ContainerPort{{Port: 80, Network: "tcp", HostIP: "127.0.0.1", HostPort: 7070}}}
 	gone := wire.Container{ID: strings.Repeat("2b", 32), Name: "gone", Ports: []wire.ContainerPort{{Port: 80, Network: "udp", HostPort: 9090}}}
 	var n names
 	if got := n.of(web.ID); got != "1a1a1a1a1a1a" {
 		t.Errorf("an unknown one is called %q", got)
 	}
-	if !n.learn([]wire.Container{web, gone}) || n.learn([]wire.Container{web, gone}) {
+	if !n.learn([]wire.Container{web, gone, local}) || n.learn([]wire.Container{web, gone, local}) {
 		t.Error("what is new is not told from what is not")
 	}
 	if got := n.of(web.ID); got != "web" {
 		t.Errorf("got %q", got)
 	}
-	for at, want := range map[string]string{"tcp 8080": "web", "udp 8080": "", "tcp 80": "", "tcp 81": "", "udp 9090": ""} {
-		network, port, _ := strings.Cut(at, " ")
-		s := socket{network: network, local: netip.MustParseAddrPort("0.0.0.0:" + port)}
+	for at, want := range map[string]string{
+		"tcp 0.0.0.0:8080": "web", "tcp [::]:8080": "web", "udp 0.0.0.0:8080": "", "tcp 0.0.0.0:80": "", "tcp 0.0.0.0:81": "", "udp 0.0.0.0:9090": "",
+		"tcp 127.0.0.1:7070": "local",
+		// Another program's, on an address that is not published.
+		"tcp 127.0.0.2:7070": "", "tcp 0.0.0.0:7070": "", "tcp 127.0.0.1:8080": "",
+	} {
+		network, address, _ := strings.Cut(at, " ")
+		s := socket{network: network, local: netip.MustParseAddrPort(address)}
 		if got := n.publishes(s); got != want {
 			t.Errorf("%s leads to %q, want %q", at, got, want)
 		}

@@ -19,8 +19,8 @@ import (
 
 const (
 	// recheck is how old an answer may grow before it is looked at again: a descriptor may have been handed to another process, and a process may
-	// run another program.
-	recheck = 10 * time.Second
+	// run another program. Sooner would be most of what a watch costs.
+	recheck = 30 * time.Second
 	// retryUnknown is the same for a socket whose owner could not be found, which is mostly for want of rights and costs a whole walk.
 	retryUnknown = time.Minute
 	// How much of what was found out is looked at again in one scan, so that no scan is a long one.
@@ -36,6 +36,7 @@ type owners struct {
 	next      int // where to look again
 	walks     budget
 	reader    reader
+	lost      bool // some owner has ended since this was last asked
 
 	users     map[uint32]string
 	usersRead time.Time
@@ -56,9 +57,12 @@ func (o *owners) resolve(ctx context.Context, sockets []socket, fresh bool, now 
 		o.take(sockets)
 	}
 	changed := o.verify(now)
-	wanted := make(map[uint32]*holder)
+	var wanted map[uint32]*holder
 	for _, h := range o.holders {
 		if h.pid == 0 && h.key.inode != 0 && now.Sub(h.checked) >= retryUnknown {
+			if wanted == nil {
+				wanted = make(map[uint32]*holder)
+			}
 			wanted[h.key.inode] = h
 		}
 	}
@@ -175,6 +179,7 @@ func (o *owners) verify(now time.Time) bool {
 
 // lose forgets a process that is gone. Its sockets may live on in others that have them too.
 func (o *owners) lose(pid int) {
+	o.lost = true
 	delete(o.processes, pid)
 	for _, h := range o.holders {
 		if h.pid == pid {
@@ -309,7 +314,7 @@ func (w *walker) process(pid int, wanted map[uint32]*holder) {
 		return
 	}
 	defer unix.Close(dir)
-	for {
+	for { // until nothing comes: a signal cuts a piece short
 		n, err := unix.ReadDirent(dir, w.dirents)
 		if err != nil || n <= 0 {
 			return
@@ -327,9 +332,6 @@ func (w *walker) process(pid int, wanted map[uint32]*holder) {
 			if h, ok := wanted[inode]; ok {
 				w.found = append(w.found, sighting{h, place{pid, fd}})
 			}
-		}
-		if n < len(w.dirents)/2 { // the kernel had room for more, so there is none
-			return
 		}
 	}
 }

@@ -3,8 +3,6 @@ package ports
 import (
 	"cmp"
 	"context"
-	"errors"
-	"io/fs"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -20,13 +18,16 @@ import (
 type Config struct {
 	// HidePIDs are processes whose ports are marked as hidden, for [Berthd].
 	HidePIDs []int
-	// Containers returns the containers of this machine's engines, by which ports get their names. It is called once or twice a scan while there is
-	// another network namespace or a process in a container, and has to answer from memory; nil knows none. A container that it does not know is called
-	// by the beginning of its id.
-	Containers func(context.Context) []wire.Container
+	// Containers returns the containers of this machine's engines, by which ports get their names, and whether it knows them at this time: if not, the
+	// names stay as they are. It is called once or twice a scan while there is another network namespace or a process in a container, and has to answer
+	// from memory; nil knows none. A container that it does not know is called by the beginning of its id.
+	Containers func() (list []wire.Container, ok bool)
 	// Log is where the lister writes; nil discards.
 	Log *slog.Logger
 }
+
+// maxNamespaces bounds the network namespaces that are looked into. A machine with more containers than that has nobody who reads the list.
+const maxNamespaces = 1000
 
 // Lister lists ports, and remembers who owns them. It is safe for concurrent use.
 type Lister struct {
@@ -43,6 +44,7 @@ type Lister struct {
 	list    []wire.ListeningPort // of the last scan; nil before the first
 
 	contained bool // some process of the list is in a container
+	full      bool // it was said that there are too many namespaces
 
 	scanning sync.Mutex
 	scanner  *scanner // nil when nobody watches
@@ -99,6 +101,11 @@ func (l *Lister) Source() string {
 // List returns one entry for each port and network of each network namespace that can be looked into, with every address it is bound to, sorted by port.
 // What is hidden has an entry of its own. Fields that cannot be read are empty. The list is shared and must not be changed.
 func (l *Lister) List(ctx context.Context) ([]wire.ListeningPort, error) {
+	return l.look(ctx, true)
+}
+
+// look is List. Unless it has to be exact, another network namespace is taken to be as it was while it has as many sockets of each kind (see sweep).
+func (l *Lister) look(ctx context.Context, exact bool) ([]wire.ListeningPort, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.watched() {
@@ -110,8 +117,17 @@ func (l *Lister) List(ctx context.Context) ([]wire.ListeningPort, error) {
 		return nil, err
 	}
 	others := l.spaces.others(now)
+	exact = exact || l.owners.lost // its socket may be gone, with another in its place
+	l.owners.lost = false
 	for _, ns := range others {
-		found = l.peek(ctx, ns, found)
+		found = l.peek(ctx, ns, exact, now, found)
+	}
+	if err := ctx.Err(); err != nil { // sockets that were not looked for are not gone
+		return nil, err
+	}
+	if l.spaces.full && !l.full {
+		l.full = true
+		l.cfg.Log.Warn("there are more network namespaces than are looked into; ports in the others are not listed", "limit", maxNamespaces)
 	}
 	fresh := !slices.Equal(found, l.sockets)
 	l.sockets, l.spare = found, l.sockets
@@ -121,11 +137,11 @@ func (l *Lister) List(ctx context.Context) ([]wire.ListeningPort, error) {
 		return nil, err
 	}
 	if len(others) > 0 || l.contained {
-		fresh = l.learn(ctx) || fresh
+		fresh = l.learn() || fresh
 	}
 	if fresh || l.list == nil {
 		l.list = l.group(l.sockets)
-		if l.contained && l.learn(ctx) {
+		if l.contained && l.learn() {
 			l.list = l.group(l.sockets)
 		}
 	}
@@ -133,32 +149,12 @@ func (l *Lister) List(ctx context.Context) ([]wire.ListeningPort, error) {
 }
 
 // learn asks for the names of containers, and reports whether there are others than before.
-func (l *Lister) learn(ctx context.Context) bool {
-	return l.cfg.Containers != nil && l.names.learn(l.cfg.Containers(ctx))
-}
-
-// peek appends the sockets of another network namespace. One that ends while it is looked at has none.
-func (l *Lister) peek(ctx context.Context, ns *namespace, all []socket) []socket {
-	if !ns.walled {
-		found, err := l.source.sockets(ctx, ns, all)
-		if err == nil {
-			return found
-		}
-		l.cfg.Log.Debug("cannot ask in a network namespace", "namespace", ns.id, "pid", ns.pid, "err", err)
-		if !errors.Is(err, fs.ErrPermission) {
-			ns.pass()
-			return all
-		}
-		ns.walled = true
-		l.walled.Store(true)
+func (l *Lister) learn() bool {
+	if l.cfg.Containers == nil {
+		return false
 	}
-	found, err := procNet{}.sockets(ctx, ns, all)
-	if err != nil {
-		l.cfg.Log.Debug("cannot read the sockets of a network namespace", "namespace", ns.id, "pid", ns.pid, "err", err)
-		ns.pass()
-		return all
-	}
-	return found
+	list, ok := l.cfg.Containers()
+	return ok && l.names.learn(list)
 }
 
 // group makes one entry of all sockets of one port.

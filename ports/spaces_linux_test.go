@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berthd/berth/internal/netlab"
 	"github.com/berthd/berth/wire"
 )
@@ -171,6 +173,18 @@ func TestWatch(t *testing.T) {
 		end()
 		wait("closed in "+name, func(list []wire.ListeningPort) bool { return elsewhere(list, port, 0) == nil })
 	}
+	cmd, out := helper(t, roleListen, nobody)
+	line, err := out.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, _ := strconv.Atoi(strings.TrimSpace(line))
+	wait("opened by another user", func(list []wire.ListeningPort) bool {
+		p := find(list, "tcp", port)
+		return p != nil && p.PID == cmd.Process.Pid && p.User == "nobody"
+	})
+	cmd.Process.Kill()
+	wait("closed by another user", func(list []wire.ListeningPort) bool { return find(list, "tcp", port) == nil })
 	cancel()
 	for range 2 {
 		if err := <-watched; err != nil {
@@ -179,6 +193,112 @@ func TestWatch(t *testing.T) {
 	}
 	if l.scanner != nil || l.spaces.own.conn != nil {
 		t.Error("the scanner goes on when nobody watches")
+	}
+}
+
+// ending is a source that fails in other namespaces: because ctx is done at that moment or, without cancel, for a reason of its own.
+type ending struct {
+	source
+	cancel func()
+}
+
+func (e ending) sockets(ctx context.Context, ns *namespace, all []socket) ([]socket, error) {
+	if ns.id == 0 {
+		return e.source.sockets(ctx, ns, all)
+	}
+	if e.cancel == nil {
+		return nil, unix.EMFILE
+	}
+	e.cancel()
+	return nil, ctx.Err()
+}
+
+// A list that is broken off, or a moment without descriptors, takes nothing from the lists of others.
+func TestNamespaceFails(t *testing.T) {
+	lab := netlab.New(t, "ports", "a")
+	cmd, port, _ := inSpace(t, lab, "a", roleListen)
+	l := lister(new(diag))
+	listed := func() bool { return elsewhere(lists(t, l), port, cmd.Process.Pid) != nil }
+	if !listed() {
+		t.Fatal("not listed")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	l.source = ending{new(diag), cancel}
+	if list, err := l.List(ctx); err == nil {
+		t.Errorf("a list that was broken off is %+v", list)
+	}
+	if l.source = new(diag); !listed() {
+		t.Error("not listed after a list was broken off")
+	}
+	l.source = ending{new(diag), nil}
+	lists(t, l)
+	if l.source = new(diag); !listed() {
+		t.Error("not listed after a list in which its namespace could not be asked")
+	}
+}
+
+// While somebody watches, a namespace with as many sockets as before is not asked, unless an owner has ended.
+func TestCountedNamespaces(t *testing.T) {
+	lab := netlab.New(t, "ports", "a")
+	first, firstPort, end := inSpace(t, lab, "a", roleListen)
+	asked := make(map[int64]int)
+	l := lister(counting{new(diag), asked})
+	l.scanner = new(scanner) // as if somebody watched
+	t.Cleanup(l.spaces.release)
+	look := func() []wire.ListeningPort {
+		t.Helper()
+		list, err := l.look(t.Context(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	for range 3 {
+		p := elsewhere(look(), firstPort, first.Process.Pid)
+		if p == nil {
+			t.Fatal("not listed")
+		}
+		if got := asked[p.Namespace]; got != 1 {
+			t.Errorf("asked %d times, want once", got)
+		}
+	}
+	second, secondPort, endSecond := inSpace(t, lab, "a", roleListen)
+	if elsewhere(look(), secondPort, second.Process.Pid) == nil {
+		t.Error("another one is not listed")
+	}
+	end()
+	if elsewhere(look(), firstPort, 0) != nil {
+		t.Error("listed after it ended")
+	}
+	endSecond()
+	third, thirdPort, _ := inSpace(t, lab, "a", roleListen)
+	look()
+	if list := look(); elsewhere(list, thirdPort, third.Process.Pid) == nil || elsewhere(list, secondPort, 0) != nil {
+		t.Errorf("one that took the place of another is not seen: %+v", list)
+	}
+}
+
+// counting counts how often each other namespace is asked.
+type counting struct {
+	source
+	asked map[int64]int
+}
+
+func (c counting) sockets(ctx context.Context, ns *namespace, all []socket) ([]socket, error) {
+	c.asked[ns.id]++
+	return c.source.sockets(ctx, ns, all)
+}
+
+func TestInUse(t *testing.T) {
+	for in, want := range map[string]string{
+		"sockets: used 29\nTCP: inuse 5 orphan 0 tw 2 alloc 9 mem 1\nUDP: inuse 13 mem 0\nUDPLITE: inuse 0\n": "TCP 5\nUDP 13\nUDPLITE 0\n",
+		"TCP6: inuse 4\nUDP6: inuse 2":      "TCP6 4\nUDP6 2\n",
+		"":                                  "",
+		"TCP: inuse \n: inuse 1\nTCP inuse": "TCP \n 1\n",
+	} {
+		if got := string(inUse([]byte(in), nil)); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // interval is the pause between two scans while somebody watches: a change is to be told within a second, with some time to spare for a busy machine.
-const interval = 700 * time.Millisecond
+const interval = 800 * time.Millisecond
 
 // Watch calls changed with the list, and again with each list that differs from the last, until ctx is done or changed fails. It returns what changed
 // did, or nil. Lists that come while changed is busy are left out, but for the newest. All who watch at one time share one scanner, and without
@@ -101,7 +101,7 @@ func (l *Lister) scan(ctx context.Context, s *scanner) {
 	defer tick.Stop()
 	failed := false
 	for {
-		list, err := l.List(ctx)
+		list, err := l.look(ctx, false)
 		switch {
 		case err == nil:
 			s.publish(list)

@@ -1,5 +1,5 @@
 // Command ports measures scans for listening ports, berth's beside `ss -Hltnp` and go-netstat, in turns and in one run: on a quiet machine, with many
-// listeners, and with many connections and descriptors. It also measures what a watch costs. Each case is a machine of its own, made of a process, a
+// listeners, and with many connections and descriptors. It also measures what a watch costs, and how soon it tells a change. Each case is a machine of its own, made of a process, a
 // network and a mount namespace, so it needs root and the programs ip and ss. It prints a table.
 //
 //	go run ./bench/ports [-rounds 5] [-watch 60s] [-quick]
@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -204,7 +205,52 @@ func measure(m machine, o options) error {
 		return err
 	}
 	fmt.Printf("| %s | berth, a watch for %v | | | | %.3f %% of one | |\n", m.name, o.watch, 100*share)
+	told, err := push(ctx, o.rounds)
+	if err != nil {
+		return err
+	}
+	mid := median(told)
+	fmt.Printf("| %s | berth, until a watch tells a change | %s | %s to %s | | | |\n", m.name, ms(mid), ms(told[0]), ms(told[len(told)-1]))
 	return nil
+}
+
+// push returns how long a watch takes to tell that a port is open, and that it is closed.
+func push(ctx context.Context, rounds int) (times []time.Duration, _ error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	lists := make(chan []wire.ListeningPort, 1)
+	done := make(chan error, 1)
+	go func() {
+		done <- ports.New(ports.Config{}).Watch(ctx, func(list []wire.ListeningPort) error {
+			select {
+			case lists <- list:
+			case <-ctx.Done():
+			}
+			return nil
+		})
+	}()
+	until := func(port int, open bool) {
+		began := time.Now()
+		for list := range lists {
+			if slices.ContainsFunc(list, func(p wire.ListeningPort) bool { return p.Network == "tcp" && int(p.Port) == port }) == open {
+				times = append(times, time.Since(began))
+				return
+			}
+		}
+	}
+	<-lists
+	for range rounds {
+		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			return nil, fmt.Errorf("cannot listen: %w", err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		until(port, true)
+		l.Close()
+		until(port, false)
+	}
+	cancel()
+	return times, <-done
 }
 
 // watch returns the share of one processor that a watch takes on a machine on which nothing changes.

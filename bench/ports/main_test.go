@@ -16,7 +16,7 @@ func TestQuick(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := strings.Count(string(out), "\n"), 2+4*4+2; got != want {
+	if got, want := strings.Count(string(out), "\n"), 2+4*4+2*2; got != want {
 		t.Errorf("%d lines, want %d", got, want)
 	}
 }
