@@ -78,14 +78,8 @@ func (a *AgentAPI) Containers(ctx context.Context) (wire.Containers, error) {
 // have changed, until ctx is done or the connection breaks; with hidden, those of berthd itself and of
 // editors' helpers too. An error is the last thing yielded. An agent without a watch is asked every two
 // seconds.
-func (a *AgentAPI) WatchPorts(ctx context.Context, hidden bool) iter.Seq2[[]wire.ListeningPort, error] {
-	return func(yield func([]wire.ListeningPort, error) bool) {
-		for list, err := range watchAgent[wire.ListeningPorts](ctx, a, wire.PathAgentPorts, everyPort(hidden)) {
-			if !yield(list.Ports, err) {
-				return
-			}
-		}
-	}
+func (a *AgentAPI) WatchPorts(ctx context.Context, hidden bool) iter.Seq2[wire.ListeningPorts, error] {
+	return watchAgent[wire.ListeningPorts](ctx, a, wire.PathAgentPorts, everyPort(hidden))
 }
 
 // WatchContainers yields the containers beside the agent, as [AgentAPI.WatchPorts] does ports.

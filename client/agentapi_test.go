@@ -60,7 +60,7 @@ func TestWatchPorts(t *testing.T) {
 	var last error
 	for ports, err := range agentAPI(t, mux).WatchPorts(t.Context(), true) {
 		if last = err; err == nil {
-			seen = append(seen, portNumbers(ports))
+			seen = append(seen, portNumbers(ports.Ports))
 		}
 	}
 	if diff := cmp.Diff([][]uint16{{80}, nil, {443}}, seen); diff != "" || last == nil || !strings.Contains(last.Error(), "the agent stops") {
@@ -87,7 +87,7 @@ func TestWatchOfStockAgent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if seen = append(seen, portNumbers(ports)); len(seen) == 2 {
+		if seen = append(seen, portNumbers(ports.Ports)); len(seen) == 2 {
 			break
 		}
 	}

@@ -181,10 +181,10 @@ func (c *Client) Connection(ctx context.Context, id uuid.UUID) (wire.ConnectionI
 
 // ListeningPorts lists what listens in the agent's workspace; with hidden, ports of berthd itself and
 // of editors' helpers too.
-func (c *Client) ListeningPorts(ctx context.Context, id uuid.UUID, hidden bool) ([]wire.ListeningPort, error) {
+func (c *Client) ListeningPorts(ctx context.Context, id uuid.UUID, hidden bool) (wire.ListeningPorts, error) {
 	var ports wire.ListeningPorts
 	err := c.call(ctx, http.MethodGet, agentPath(id, "/listening-ports"), everyPort(hidden), nil, http.StatusOK, &ports)
-	return ports.Ports, err
+	return ports, err
 }
 
 // everyPort is the query for ports of every kind.

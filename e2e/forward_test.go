@@ -181,6 +181,33 @@ func service(t *testing.T, addr string, f func(*net.TCPConn)) (port int) {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
+// stuckService listens, and lets nobody connect: its queue is full and never emptied.
+func stuckService(t *testing.T) (port int) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(fd) })
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port = name.(*syscall.SockaddrInet4).Port
+	for range 10 {
+		c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), 200*time.Millisecond)
+		if err != nil {
+			return port
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	t.Fatal("the queue of a listener without places took ten connections")
+	return 0
+}
+
 // question sends a question to the end, and returns the answer.
 func question(addr string) (string, error) {
 	c, err := net.Dial("tcp", addr)
@@ -247,6 +274,16 @@ func TestForward(t *testing.T) {
 	}
 	if n := strings.Count(d.output(), fmt.Sprintf("nothing listens on port %d of box", closed)); n != 1 {
 		t.Errorf("a closed port is complained of %d times:\n%s", n, d.output())
+	}
+	// A service that takes no more connections is not an agent that is away.
+	stuck := stuckService(t)
+	busy := r.forward("--wait", "4s", fmt.Sprintf("0:%d", stuck))
+	if got, err := question(busy.at(stuck, "tcp")); err == nil {
+		t.Errorf("a service that hangs answers %q", got)
+	}
+	busy.wait(fmt.Sprintf("port %d of box takes no connections", stuck), 10*time.Second)
+	if out := busy.output(); strings.Contains(out, "box does not answer") {
+		t.Errorf("the agent is blamed for a service that hangs:\n%s", out)
 	}
 	out, err := r.client("forward", "box", fmt.Sprintf("%d:80", six+0), strings.TrimPrefix(d.at(six, "tcp"), "127.0.0.1:")).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "0:") {

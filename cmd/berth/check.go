@@ -234,8 +234,8 @@ func (w *walk) ports(ctx context.Context) (string, error) {
 	defer l.Close()
 	want := uint16(l.Addr().(*net.TCPAddr).Port)
 	err = poll(ctx, fmt.Sprintf("port %d is not listed", want), func() (bool, error) {
-		ports, err := w.stack.server.ListeningPorts(ctx, w.stack.agent.ID, false)
-		return slices.ContainsFunc(ports, func(p wire.ListeningPort) bool { return p.Port == want }), err
+		found, err := w.stack.server.ListeningPorts(ctx, w.stack.agent.ID, false)
+		return slices.ContainsFunc(found.Ports, func(p wire.ListeningPort) bool { return p.Port == want }), err
 	})
 	return fmt.Sprintf("port %d found", want), err
 }

@@ -116,7 +116,7 @@ func containerKey(c wire.Container) string { return c.Engine + " " + c.ID }
 const shortContainerID = 12
 
 func containerTable(all []wire.Container, now time.Time) *table {
-	t := &table{head: []string{"NAME", "ID", "STATUS", "ENGINE", "CREATED", "PORTS", "IMAGE"}}
+	t := &table{head: []string{"NAME", "ID", "STATUS", "PROJECT", "ENGINE", "CREATED", "PORTS", "IMAGE"}}
 	for _, c := range all {
 		add := t.add
 		if !c.Running {
@@ -126,9 +126,25 @@ func containerTable(all []wire.Container, now time.Time) *table {
 		if !c.CreatedAt.IsZero() {
 			created = ago(now, c.CreatedAt)
 		}
-		add(c.Name, c.ID[:min(shortContainerID, len(c.ID))], c.Status, c.Engine, created, containerPorts(c.Ports), c.Image)
+		add(c.Name, c.ID[:min(shortContainerID, len(c.ID))], containerStatus(c), composePart(c), c.Engine, created, containerPorts(c.Ports), c.Image)
 	}
 	return t
+}
+
+// containerStatus is what a container does, and how it does if that is checked.
+func containerStatus(c wire.Container) string {
+	if c.Health == "" {
+		return c.Status
+	}
+	return fmt.Sprintf("%s (%s)", c.Status, c.Health)
+}
+
+// composePart is which service of which Compose project a container is.
+func composePart(c wire.Container) string {
+	if c.ComposeService == "" {
+		return c.ComposeProject
+	}
+	return c.ComposeProject + "/" + c.ComposeService
 }
 
 func containerPorts(ports []wire.ContainerPort) string {

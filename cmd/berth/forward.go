@@ -283,7 +283,7 @@ func (p *program) forward(ctx context.Context, name string, specs []spec, auto b
 	}
 	group.Go(func() error { return f.attend(ctx) })
 	if auto {
-		group.Go(func() error { return f.auto(ctx, specs, own) })
+		group.Go(func() error { return f.auto(ctx, all, own) })
 	}
 	return group.Wait()
 }

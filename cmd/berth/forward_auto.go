@@ -7,6 +7,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -36,30 +37,25 @@ type autoForwarding struct {
 // autoForwarder forwards the ports that programs in the workspace listen on.
 type autoForwarder struct {
 	*forwarder
-	skip   map[uint16]bool // those that were asked for by number
+	work   sync.WaitGroup  // serves the active ones
+	skip   map[uint16]bool // those that were asked for by number, and those here that lead to them if own
 	own    bool            // the workspace is this machine, where a port cannot have its own number twice
 	active map[uint16]*autoForwarding
 	full   bool // people were told that there are too many
 }
 
-// auto forwards ports as they appear, until ctx is done; own says that the workspace is this machine.
-func (f *forwarder) auto(ctx context.Context, specs []spec, own bool) error {
-	a := &autoForwarder{forwarder: f, own: own, skip: map[uint16]bool{}, active: map[uint16]*autoForwarding{}}
-	for _, s := range specs {
-		for i := range s.count {
-			if one := s.at(i); one.network == networkTCP {
-				a.skip[one.remote] = true
-			}
-		}
-	}
+// auto forwards ports as they appear beside those that were named, until ctx is done; own says that the
+// workspace is this machine.
+func (f *forwarder) auto(ctx context.Context, named []*endpoint, own bool) error {
+	a := newAutoForwarder(f, named, own)
 	api := f.mesh.api()
 	defer api.Close()
 	ctx, stop := context.WithCancel(ctx)
-	lists, failed := make(chan []wire.ListeningPort), make(chan error, 1)
+	lists, failed := make(chan wire.ListeningPorts), make(chan error, 1)
 	go func() {
 		defer close(lists)
-		watch := func(ctx context.Context) iter.Seq2[[]wire.ListeningPort, error] { return api.WatchPorts(ctx, false) }
-		failed <- follow(ctx, watch, func(ports []wire.ListeningPort) error {
+		watch := func(ctx context.Context) iter.Seq2[wire.ListeningPorts, error] { return api.WatchPorts(ctx, false) }
+		failed <- follow(ctx, watch, func(ports wire.ListeningPorts) error {
 			select {
 			case lists <- ports:
 			case <-ctx.Done():
@@ -74,6 +70,7 @@ func (f *forwarder) auto(ctx context.Context, specs []spec, own bool) error {
 		for _, e := range a.active {
 			e.Close()
 		}
+		a.work.Wait()
 	}()
 	tick := time.NewTicker(autoTick)
 	defer tick.Stop()
@@ -85,7 +82,7 @@ func (f *forwarder) auto(ctx context.Context, specs []spec, own bool) error {
 			if !ok {
 				return fmt.Errorf("cannot watch the ports of %s: %w", f.mesh.agent.Name, <-failed)
 			}
-			a.update(ctx, ports, time.Now())
+			a.update(ctx, ports.Ports, time.Now())
 			if first && len(a.active) == 0 {
 				f.say("nothing to forward in %s yet; waiting for programs to listen", f.mesh.agent.Name)
 			}
@@ -96,9 +93,28 @@ func (f *forwarder) auto(ctx context.Context, specs []spec, own bool) error {
 	}
 }
 
+func newAutoForwarder(f *forwarder, named []*endpoint, own bool) *autoForwarder {
+	a := &autoForwarder{forwarder: f, own: own, skip: map[uint16]bool{}, active: map[uint16]*autoForwarding{}}
+	for _, e := range named {
+		if e.spec.network != networkTCP {
+			continue
+		}
+		a.skip[e.spec.remote] = true
+		if own {
+			a.skip[e.localPort()] = true
+		}
+	}
+	return a
+}
+
 // update takes over what listens now.
 func (a *autoForwarder) update(ctx context.Context, ports []wire.ListeningPort, now time.Time) {
 	wanted := autoPorts(ports, a.skip)
+	if a.own { // what listens here for a port listens there too, and must not be forwarded in turn
+		for _, e := range a.active {
+			delete(wanted, e.localPort())
+		}
+	}
 	for remote, e := range a.active {
 		_, listens := wanted[remote]
 		switch {
@@ -140,7 +156,7 @@ func (a *autoForwarder) begin(ctx context.Context, port wire.ListeningPort) {
 		line += fmt.Sprintf("; %d is taken here", port.Port)
 	}
 	fmt.Fprintln(a.program.out, clean(line))
-	go a.serve(ctx, e) // ends with ctx or e, and has no error to tell
+	a.work.Go(func() { a.serve(ctx, e) }) // it has no error to tell
 }
 
 // expire gives up what has been gone for long enough.
@@ -198,12 +214,6 @@ func onLoopback(p wire.ListeningPort) bool {
 	})
 }
 
-// ours tells whether a port is berth's own. In a workspace on this machine, what is forwarded listens
-// there as well, and would be forwarded in turn without an end. A port is listed once, so what is
-// forwarded from ::1 shares its entry with us on 127.0.0.1.
-func ours(p wire.ListeningPort) bool {
-	if p.ProcessName != "berth" && p.ProcessName != "berthd" {
-		return false
-	}
-	return !slices.Contains(p.Addresses, "::1") || !slices.Contains(p.Addresses, "127.0.0.1")
-}
+// ours tells whether a port is berth's. What another berth forwards listens in the workspace if that is
+// its machine, and two of them would forward each other's without an end.
+func ours(p wire.ListeningPort) bool { return p.ProcessName == "berth" || p.ProcessName == "berthd" }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/berthd/berth/tailnet"
 	"github.com/berthd/berth/wire"
 )
 
@@ -134,12 +135,11 @@ func TestAutoPorts(t *testing.T) {
 		tcp(80, "nginx", "0.0.0.0"),
 		tcp(3006, "berth", "127.0.0.1"),
 		tcp(3007, "berthd", "127.0.0.1"),
-		tcp(3010, "berth", "127.0.0.1", "::1"), // something on ::1 that is forwarded from this machine to itself
 		{Network: "tcp", Port: 3008, Addresses: []string{"0.0.0.0"}, Namespace: 4026531840, Container: "db"},
 		{Network: "tcp", Port: 3009, Addresses: []string{"127.0.0.1"}, Hidden: "VS Code"},
 		{Network: "udp", Port: 5353, Addresses: []string{"0.0.0.0"}},
 	}, map[uint16]bool{3004: true})
-	if diff := cmp.Diff([]uint16{3000, 3001, 3002, 3003, 3010}, slices.Sorted(maps.Keys(got))); diff != "" {
+	if diff := cmp.Diff([]uint16{3000, 3001, 3002, 3003}, slices.Sorted(maps.Keys(got))); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -151,7 +151,7 @@ func TestAutoForwarder(t *testing.T) {
 	defer stop()
 	out, errOut := create(t, t.TempDir()+"/out"), create(t, t.TempDir()+"/err")
 	p := &program{out: out, errOut: errOut}
-	a := &autoForwarder{forwarder: newForwarder(p, &mesh{agent: wire.AgentSummary{Name: "demo"}}, time.Second), active: map[uint16]*autoForwarding{}}
+	a := newAutoForwarder(newForwarder(p, &mesh{agent: wire.AgentSummary{Name: "demo"}}, time.Second), nil, false)
 	port := free(t, 1)
 	taken, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
 	if err != nil {
@@ -197,9 +197,79 @@ func TestAutoForwarder(t *testing.T) {
 		for _, e := range a.active {
 			e.Close()
 		}
+		a.work.Wait()
 	}()
 	if said := readFile(t, errOut.Name()); len(a.active) != maxAuto || strings.Count(said, "no more") != 1 {
 		t.Errorf("%d of %d ports are forwarded; it says %q", len(a.active), len(many), said)
+	}
+}
+
+// Where the workspace is this machine, what is served here is listed as well. It is not forwarded in
+// turn, also if nothing tells whose it is.
+func TestAutoForwarderAtHome(t *testing.T) {
+	p := &program{out: create(t, t.TempDir()+"/out"), errOut: create(t, t.TempDir()+"/err")}
+	named, err := listenAll("demo", []spec{{networkTCP, "127.0.0.1", 0, 2000, 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(named)
+	a := newAutoForwarder(newForwarder(p, &mesh{agent: wire.AgentSummary{Name: "demo"}}, time.Second), named, true)
+	defer func() {
+		for _, e := range a.active {
+			e.Close()
+		}
+		a.work.Wait()
+	}()
+	service := free(t, 1)
+	list := []wire.ListeningPort{{Network: "tcp", Port: service}, {Network: "tcp", Port: 2000}, {Network: "tcp", Port: named[0].localPort()}}
+	for range 3 {
+		a.update(t.Context(), list, time.Now())
+		for _, e := range a.active {
+			list = append(list, wire.ListeningPort{Network: "tcp", Port: e.localPort()})
+		}
+	}
+	if diff := cmp.Diff([]uint16{service}, slices.Sorted(maps.Keys(a.active))); diff != "" {
+		t.Errorf("it forwards others than the service: %s", diff)
+	}
+}
+
+// Datagrams that are too long are lost, which is said once and not once for each length.
+func TestLongDatagrams(t *testing.T) {
+	errOut := create(t, t.TempDir()+"/err")
+	f := newForwarder(&program{errOut: errOut}, &mesh{}, time.Second)
+	e, err := listen(spec{networkUDP, "127.0.0.1", 0, 53, 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() { done <- f.serve(t.Context(), e) }()
+	c, err := net.Dial("udp", e.served.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// One that is short follows on the same way, so all were looked at when it arrives.
+	far, service := net.Pipe()
+	defer far.Close()
+	f.flows.add(&flow{key: flowKey{e.udp, netip.MustParseAddrPort(c.LocalAddr().String())}, far: far})
+	for i := range 5 {
+		if _, err := c.Write(make([]byte, tailnet.MaxDatagram+1+i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := io.WriteString(c, "short"); err != nil {
+		t.Fatal(err)
+	}
+	service.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.ReadFull(service, make([]byte, len("short"))); err != nil {
+		t.Fatal(err)
+	}
+	e.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if got := readFile(t, errOut.Name()); strings.Count(got, "\n") != 1 || !strings.Contains(got, "port 53/udp that was too long") {
+		t.Errorf("it says %q", got)
 	}
 }
 

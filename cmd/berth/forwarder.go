@@ -128,22 +128,42 @@ func (f *forwarder) closed(near net.Conn) {
 
 // dial connects to a port of the agent. Mostly the agent is there, so it is not asked first.
 func (f *forwarder) dial(ctx context.Context, port uint16) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, f.wait)
+	waiting, cancel := context.WithTimeout(ctx, f.wait)
 	defer cancel()
-	quick, giveUp := context.WithTimeout(ctx, quickDial)
+	quick, giveUp := context.WithTimeout(waiting, quickDial)
 	conn, err := f.mesh.connect(quick, port)
 	late := quick.Err() != nil
 	giveUp()
-	if err != nil && late && !errors.Is(ctx.Err(), context.Canceled) {
-		f.setAway(true)
-		if conn, err = f.mesh.dial(ctx, port); err == nil {
-			f.setAway(false)
-		}
+	if err != nil && late && ctx.Err() == nil {
+		return f.dialLate(ctx, waiting, port)
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, fmt.Errorf("nothing listens on port %d of %s; \"berth ports %s\" shows what does", port, f.mesh.agent.Name, shellQuote(f.mesh.agent.Name))
 	}
 	return conn, err
+}
+
+// dialLate is dial for a port that did not answer at once, until waiting is done: either the agent is
+// away, or what listens there is.
+func (f *forwarder) dialLate(ctx, waiting context.Context, port uint16) (net.Conn, error) {
+	asking, cancel := context.WithTimeout(ctx, quickDial)
+	defer cancel()
+	if err := f.mesh.node.AwaitReachable(asking, wire.AgentAddr(f.mesh.agent.ID)); err != nil {
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		f.setAway(true)
+		conn, err := f.mesh.dial(waiting, port)
+		if err == nil {
+			f.setAway(false)
+		}
+		return conn, err
+	}
+	conn, err := f.mesh.connect(waiting, port)
+	if err != nil { // the agent refuses too when what listens does not answer it
+		return nil, fmt.Errorf("port %d of %s takes no connections, though %s answers: what listens there may hang or be too busy", port, f.mesh.agent.Name, f.mesh.agent.Name)
+	}
+	return conn, nil
 }
 
 // attend tells when the agent stops answering and when it is back, until ctx is done.
@@ -361,7 +381,7 @@ func (f *forwarder) serveUDP(ctx context.Context, e *endpoint) error {
 			}
 			continue
 		case n > tailnet.MaxDatagram:
-			f.complain("lost a datagram of %d bytes to port %s: the mesh carries %d at most", n, portName(networkUDP, e.spec.remote), tailnet.MaxDatagram)
+			f.complain("lost a datagram to port %s that was too long: the mesh carries %d bytes at most", portName(networkUDP, e.spec.remote), tailnet.MaxDatagram)
 			continue
 		}
 		key := flowKey{e.udp, from}

@@ -125,6 +125,18 @@ func TestLinesOfAWatch(t *testing.T) {
 	}
 }
 
+// A port that a program and an editor's helper have, on two addresses, are two.
+func TestPortsOfOneNumber(t *testing.T) {
+	v, out, _ := lineViewOf(t, formatText)
+	list := []wire.ListeningPort{{Network: "tcp", Port: 80, ProcessName: "nginx"}, {Network: "tcp", Port: 80, ProcessName: "node", Hidden: "VS Code"}}
+	if err := v.show(snapshot[wire.ListeningPort]{items: list}); err != nil {
+		t.Fatal(err)
+	}
+	if got := out(); !strings.Contains(got, "nginx") || !strings.Contains(got, "VS Code") {
+		t.Errorf("it shows %q", got)
+	}
+}
+
 func TestScreenOfAWatch(t *testing.T) {
 	var ports []wire.ListeningPort
 	for i := range 30 {

@@ -50,11 +50,14 @@ change ("+" listens now, "~" is another, "-" is gone), as JSON with --output jso
 		if err != nil {
 			return err
 		}
-		ports, err := s.ListeningPorts(cmd.Context(), agent.ID, shown.hidden)
+		found, err := s.ListeningPorts(cmd.Context(), agent.ID, shown.hidden)
 		if err != nil {
 			return s.problem("list the ports of "+agent.Name, err)
 		}
-		ports = shown.of(ports)
+		for _, note := range portNotes(found) {
+			fmt.Fprintln(p.errOut, "berth: note:", clean(note))
+		}
+		ports := shown.of(found.Ports)
 		if *output == formatJSON {
 			return printJSON(p.out, ports)
 		}
@@ -86,9 +89,21 @@ func (f portFilter) of(ports []wire.ListeningPort) []wire.ListeningPort {
 	return shown
 }
 
-// portKey tells a port from others. Those of containers may have the same number.
+// netlink is the source of ports that tells the most, as agents name it (docs/ports.md).
+const netlink = "netlink"
+
+// portNotes says where the ports are from if that is not what tells the most. Stock agents do not say.
+func portNotes(found wire.ListeningPorts) []string {
+	if found.Source == "" || found.Source == netlink {
+		return nil
+	}
+	return []string{"the agent has its ports from " + found.Source}
+}
+
+// portKey tells a port from others. Those of containers may have the same number, and on another
+// address it may be an editor's helper that has it.
 func portKey(p wire.ListeningPort) string {
-	return fmt.Sprintf("%d/%s %d %s", p.Port, p.Network, p.Namespace, p.Container)
+	return fmt.Sprintf("%d/%s %d %q %s", p.Port, p.Network, p.Namespace, p.Container, p.Hidden)
 }
 
 func portTable(ports []wire.ListeningPort, now time.Time) *table {
@@ -128,8 +143,8 @@ func (p *program) watchPorts(ctx context.Context, name string, shown portFilter,
 	l := &listing[wire.ListeningPort]{program: p, agent: m.agent.Name, what: "ports", key: portKey, table: portTable}
 	return l.watch(ctx, func(ctx context.Context) iter.Seq2[snapshot[wire.ListeningPort], error] {
 		return func(yield func(snapshot[wire.ListeningPort], error) bool) {
-			for ports, err := range api.WatchPorts(ctx, shown.hidden) {
-				if !yield(snapshot[wire.ListeningPort]{items: shown.of(ports)}, err) {
+			for found, err := range api.WatchPorts(ctx, shown.hidden) {
+				if !yield(snapshot[wire.ListeningPort]{items: shown.of(found.Ports), warnings: portNotes(found)}, err) {
 					return
 				}
 			}
