@@ -163,15 +163,25 @@ func TestContainersOfPodman(t *testing.T) {
 	if out, code := in("--user", "guest", "id", "-un"); out != "guest\n" || code != 0 {
 		t.Errorf("as another user: exit %d, %q", code, out)
 	}
+	var listed struct {
+		Containers []struct{ Name, Engine string }
+	}
+	if err := json.Unmarshal([]byte(r.berth("containers", "box", "--output", "json", "--label", "berth-e2e="+name)), &listed); err != nil || len(listed.Containers) != 1 {
+		t.Fatalf("the container is listed as %+v: %v", listed, err)
+	}
+	engine := listed.Containers[0].Engine
 	shell := r.terminal("ssh", "box", "--container", name)
 	fmt.Fprintln(shell.in, "stty size; cat /etc/berth-e2e; tty")
 	waitFor(t, shell, "/dev/pts/")
-	if out, code := in("--container", "no-such", "true"); code != 255 || !strings.Contains(out, `cannot find container "no-such"`) || !strings.Contains(out, name) {
+	if out, code := in("--container", engine+"/"+name, "cat", "/etc/berth-e2e"); out != "inside\n" || code != 0 {
+		t.Errorf("by its engine and name: exit %d, %q", code, out)
+	}
+	if out, code := in("--container", "no-such", "true"); code != 229 || !strings.Contains(out, `cannot find container "no-such"`) {
 		t.Errorf("a container that is not there: exit %d, %q", code, out)
 	}
 	podman("stop", "--time", "0", name)
 	lines.wait(" ~ "+name+"  ", 30*time.Second)
-	if out, code := in("true"); code != 255 || !regexp.MustCompile(`does not run \(exited`).MatchString(out) {
+	if out, code := in("true"); code != 229 || !regexp.MustCompile(`does not run \(exited`).MatchString(out) {
 		t.Errorf("a container that was stopped: exit %d, %q", code, out)
 	}
 	podman("rm", name)

@@ -4,33 +4,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/berthd/berth/wire"
 )
-
-func TestFindContainer(t *testing.T) {
-	some := wire.Containers{Containers: []wire.Container{
-		{Name: "web", ID: "aaaa1111", Running: true}, {Name: "db", ID: "bbbb2222", Running: true}, {Name: "old", ID: "cccc3333", Status: "exited with code 3"},
-	}}
-	for _, name := range []string{"web", "bbbb", "aaaa1111"} {
-		if err := findContainer(some, name, "demo"); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	for _, tt := range []struct {
-		found wire.Containers
-		name  string
-		want  string
-	}{
-		{some, "old", "exited with code 3"},
-		{some, "wbe", "db, web"},
-		{wire.Containers{Warnings: []string{"docker does not answer"}}, "web", "docker does not answer"},
-		{wire.Containers{}, "web", "berth containers demo"},
-	} {
-		if err := findContainer(tt.found, tt.name, "demo"); err == nil || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("%s: %v; want %q in it", tt.name, err, tt.want)
-		}
-	}
-}
 
 func TestCompletionOfContainers(t *testing.T) {
 	answers(t, map[string]any{
@@ -40,6 +17,34 @@ func TestCompletionOfContainers(t *testing.T) {
 	})
 	if _, stdout, _ := berth(t, "__complete", "ssh", "demo", "--container", "w"); !strings.HasPrefix(stdout, "web\timg\\x1b\n:") {
 		t.Errorf("after the name, <Tab> offers %q", stdout)
+	}
+}
+
+// Where ports are from is said unless that is what tells the most; containers show their health and
+// what they are part of.
+func TestMoreOfLists(t *testing.T) {
+	listed := func(source string) {
+		answers(t, map[string]any{
+			agentsPath:                    []wire.AgentSummary{{ID: agentID, Name: "demo", Status: wire.AgentConnected}},
+			agentPath("/listening-ports"): wire.ListeningPorts{Source: source, Ports: []wire.ListeningPort{{Network: "tcp", Port: 80}}},
+			agentPath("/containers"): wire.Containers{Engines: []string{"docker"}, Containers: []wire.Container{
+				{Name: "alone", ID: "1", Running: true, Status: "running", Engine: "docker"},
+				{Name: "web", ID: "2", Running: true, Status: "running", Health: "unhealthy", ComposeProject: "shop", ComposeService: "we\x1bb", Engine: "docker"}}},
+		})
+	}
+	for source, want := range map[string]string{"": "", "netlink": "", "/proc/net": "berth: note: the agent has its ports from /proc/net\n", "\x1bc": "berth: note: the agent has its ports from \\x1bc\n"} {
+		listed(source)
+		if code, stdout, stderr := berth(t, "ports", "demo"); code != 0 || !strings.Contains(stdout, "80/tcp") || stderr != want {
+			t.Errorf("from %q: code %d, %q; want %q", source, code, stderr, want)
+		}
+	}
+	_, stdout, _ := berth(t, "containers", "demo")
+	want := `NAME   ID  STATUS               PROJECT       ENGINE  CREATED  PORTS  IMAGE
+alone  1   running              -             docker  -        -      -
+web    2   running (unhealthy)  shop/we\x1bb  docker  -        -      -
+`
+	if diff := cmp.Diff(want, stdout); diff != "" {
+		t.Error(diff)
 	}
 }
 

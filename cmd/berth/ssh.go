@@ -53,7 +53,7 @@ before or after NAME; the first word that is none begins COMMAND.`,
 	// Only completion must see past NAME, to offer what an option behind it takes.
 	cmd.Flags().SetInterspersed(p.completes)
 	var in inContainer
-	cmd.Flags().StringVar(&in.name, "container", "", "go into this container, by its name or id")
+	cmd.Flags().StringVar(&in.name, "container", "", "go into this container, by its name, its id or ENGINE/NAME")
 	cmd.Flags().StringVar(&in.user, "user", "", "who to be in the container (default: as its image says)")
 	cmd.RegisterFlagCompletionFunc("container", p.containerNames)
 	tty := cmd.Flags().BoolP("tty", "t", false, "use a terminal for a command too")
@@ -114,9 +114,6 @@ func (p *program) ssh(ctx context.Context, name string, in inContainer, command 
 		return &exitError{exitTransport, err}
 	}
 	defer m.Close()
-	if err := m.checkContainer(ctx, in.name); err != nil {
-		return &exitError{exitTransport, err}
-	}
 	dialing, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	client, err := dialSSH(dialing, m)
