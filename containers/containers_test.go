@@ -453,6 +453,54 @@ func TestEngines(t *testing.T) {
 	check([]engine{{name: "docker", host: "tcp://127.0.0.1:1", tlsFromEnv: true}, {name: "podman (root)", host: podman}, {name: "docker (mine)", host: custom}})
 }
 
+// Root's agent finds the engines of the machine's users, by the names of those who own them; another user's agent finds its own alone.
+func TestEnginesOfUsers(t *testing.T) {
+	root, err := os.MkdirTemp("", "eng")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(root)
+	listen := func(path string, owner int) string {
+		t.Helper()
+		path = filepath.Join(root, "user", path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		if err := os.Chown(path, owner, owner); err != nil {
+			t.Fatal(err)
+		}
+		return "unix://" + path
+	}
+	const nobody, nameless = 65534, 4242421
+	own := listen("0/docker.sock", 0)
+	docker, podman := listen("4242421/docker.sock", nameless), listen("65534/podman/podman.sock", nobody)
+	s := surroundings{getenv: func(string) string { return "" }, home: root, run: []string{root}}
+	for uid, want := range map[int][]engine{
+		0: {
+			{name: "docker (rootless)", host: own}, {name: "podman (nobody)", host: podman}, {name: "docker (uid 4242421)", host: docker},
+		},
+		nameless: {{name: "docker (rootless)", host: docker}},
+	} {
+		s.uid = uid
+		got, warnings := s.engines()
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(engine{})); diff != "" || len(warnings) > 0 {
+			t.Errorf("as %d: warnings %q\n%s", uid, warnings, diff)
+		}
+	}
+	for i := range maxUsers {
+		listen(fmt.Sprintf("%d/docker.sock", 5000+i), 5000+i)
+	}
+	s.uid = 0
+	if got, _ := s.engines(); len(got) != maxUsers+1 {
+		t.Errorf("%d engines are followed", len(got))
+	}
+}
+
 func FuzzParseContext(f *testing.F) {
 	f.Add(`{"Name":"mine","Endpoints":{"docker":{"Host":"unix:///x"}}}`)
 	f.Add(`{"Endpoints":null}`)

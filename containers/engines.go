@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // engine is a container engine that may be there.
@@ -64,19 +66,24 @@ func (s surroundings) engines() (found []engine, warnings []string) {
 		}
 	}
 
-	user := s.getenv("XDG_RUNTIME_DIR")
-	if user == "" {
-		user = filepath.Join(s.run[0], "user", strconv.Itoa(s.uid))
+	own := s.getenv("XDG_RUNTIME_DIR")
+	if own == "" {
+		own = filepath.Join(s.run[0], "user", strconv.Itoa(s.uid))
 	}
 	// Podman first: where docker.sock is a link to its socket, it goes by its own name.
 	for _, run := range s.run {
 		add(engine{name: "podman (root)", host: "unix://" + filepath.Join(run, "podman/podman.sock")}, false)
 	}
-	add(engine{name: "podman (user)", host: "unix://" + filepath.Join(user, "podman/podman.sock")}, false)
+	add(engine{name: "podman (user)", host: "unix://" + filepath.Join(own, "podman/podman.sock")}, false)
 	for _, run := range s.run {
 		add(engine{name: "docker", host: "unix://" + filepath.Join(run, "docker.sock")}, false)
 	}
-	add(engine{name: "docker (rootless)", host: "unix://" + filepath.Join(user, "docker.sock")}, false)
+	add(engine{name: "docker (rootless)", host: "unix://" + filepath.Join(own, "docker.sock")}, false)
+	if s.uid == 0 {
+		for _, e := range s.ofUsers() {
+			add(e, false)
+		}
+	}
 	for _, desktop := range []string{".docker/desktop/docker.sock", ".docker/run/docker.sock"} {
 		add(engine{name: "docker (desktop)", host: "unix://" + filepath.Join(s.home, desktop)}, false)
 	}
@@ -84,6 +91,35 @@ func (s surroundings) engines() (found []engine, warnings []string) {
 		add(e, false)
 	}
 	return found, warnings
+}
+
+// maxUsers bounds how many users' engines of one kind are followed: each takes two connections.
+const maxUsers = 32
+
+// ofUsers returns the rootless engines of this machine's users, which root may use, by the names of those who own their sockets.
+func (s surroundings) ofUsers() []engine {
+	var found []engine
+	for _, kind := range []struct{ name, socket string }{{"podman", "podman/podman.sock"}, {"docker", "docker.sock"}} {
+		sockets, _ := filepath.Glob(filepath.Join(s.run[0], "user/*", kind.socket)) // the pattern is well-formed; what it finds is in order
+		for _, socket := range sockets[:min(len(sockets), maxUsers)] {
+			info, err := os.Stat(socket)
+			if err != nil {
+				continue // it has just gone
+			}
+			if is, ok := info.Sys().(*syscall.Stat_t); ok {
+				found = append(found, engine{name: fmt.Sprintf("%s (%s)", kind.name, userName(is.Uid)), host: "unix://" + socket})
+			}
+		}
+	}
+	return found
+}
+
+func userName(uid uint32) string {
+	id := strconv.FormatUint(uint64(uid), 10)
+	if u, err := user.LookupId(id); err == nil {
+		return inert(u.Username)
+	}
+	return "uid " + id
 }
 
 // contexts returns the engines on this machine that the docker command knows by name (`docker context ls`). Those on other machines are not beside the
