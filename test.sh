@@ -47,13 +47,13 @@ tools() {
 	# Debian keeps some of these where an ordinary user does not look.
 	PATH=$PATH:/usr/sbin:/sbin
 	need gcc=gcc git=git sshd=openssh-server ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
-		less=less man=man-db htop=htop unshare=util-linux node=nodejs npm=npm iperf3=iperf3 dnsmasq=dnsmasq-base \
+		less=less man=man-db htop=htop unshare=util-linux iperf3=iperf3 dnsmasq=dnsmasq-base \
 		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static perl=perl-base
-	judge
 }
 
-# The terminal that ours are held against, at the versions of its lock file.
+# The terminal that ours are held against, at the versions of its lock file. Only the groups that run ./ptyhost/... need it.
 judge() {
+	need node=nodejs npm=npm
 	local dir=internal/judge/testdata/xterm
 	[ $dir/node_modules/.package-lock.json -nt $dir/package-lock.json ] || npm ci --prefix $dir --ignore-scripts --no-audit --no-fund
 }
@@ -109,6 +109,7 @@ dependencies-update() { berthd_modules >cmd/berthd/dependencies.txt; }
 
 unit() {
 	tools
+	judge
 	# Some packages load both cores with real programs; two at a time keep their deadlines honest.
 	go test -race -p 2 -timeout 10m $(go list ./... | grep -v '/e2e$\|/conformance$\|/bench/')
 }
@@ -168,9 +169,10 @@ load() {
 # Tests that read BERTH_LONG do in CI a part of what they do here; one line a package.
 long() {
 	tools
+	judge
 	export BERTH_LONG=1
 	go test -count=1 -timeout 60m -v ./ptyhost/...
-	go test -count=1 -timeout 60m -v -run TestTerminals ./e2e
+	go test -count=1 -timeout 60m -v -run 'TestTerminals|TestShell' ./e2e
 	go test -count=1 -timeout 10m -v -run 'TestMany|TestContainerExec' ./containers ./internal/berthd
 	go test -count=1 -timeout 10m -v -run TestSameAsSS ./ports
 }

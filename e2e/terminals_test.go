@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -83,12 +84,23 @@ func terminalID(name string) string {
 
 // attach attaches to the terminal of a name, or opens it if there is a command.
 func (m *mesh) attach(name, command string) (net.Conn, error) {
+	return m.attachAs(stream{}, stream{}, name, command)
+}
+
+// stream is one connection to a terminal, by the name that its client gave it, and how many bytes of it came.
+type stream struct {
+	view string
+	got  uint64
+}
+
+// attachAs is attach as a stream of its own that continues another.
+func (m *mesh) attachAs(as, after stream, name, command string) (net.Conn, error) {
 	conn, err := net.DialTimeout("tcp", m.pty, 5*time.Second)
 	if err != nil {
 		return nil, err
 	}
 	init, err := json.Marshal(map[string]any{"ID": terminalID(name), "Name": name, "Height": 24, "Width": 80, "Command": command,
-		"Existing": command == "", "Ending": true})
+		"Existing": command == "", "Ending": true, "View": as.view, "After": after.view, "Got": after.got})
 	if err == nil {
 		_, err = conn.Write(append(binary.LittleEndian.AppendUint16(nil, uint16(len(init))), init...))
 	}
@@ -136,13 +148,19 @@ func (m *mesh) see(name, command, input string, ok func(seen string) bool) {
 // counted finds the numbers that the counters print.
 var counted = regexp.MustCompile(`<(\d+)>`)
 
-// counterViewer watches a counter and attaches again whenever the connection breaks. Each connection shows what has
-// scrolled off, the screen and then what comes: every number once, in order, and none missing since the connection before.
+// maxTwice is how many numbers a connection may show again: those on the screen, and as many of a piece that arrived in part.
+const maxTwice = 2 * 24
+
+// counterViewer watches a counter and attaches again whenever the connection breaks, as what continues there. Each connection shows what
+// scrolled off since, the screen and then what comes: every number once, in order, none missing since the connection before, and
+// of what came before it no more than the screen.
 type counterViewer struct {
 	m    *mesh
 	name string
 	quit chan struct{}
 	done chan struct{}
+
+	before stream // the last connection that showed anything; only watch uses it
 
 	mu       sync.Mutex
 	conn     net.Conn
@@ -189,11 +207,17 @@ func (v *counterViewer) cut() {
 
 // watch follows one connection to its end.
 func (v *counterViewer) watch() {
-	conn, err := v.m.attach(v.name, "")
+	is := stream{view: rand.Text()}
+	conn, err := v.m.attachAs(is, v.before, v.name, "")
 	if err != nil {
 		return
 	}
 	defer conn.Close()
+	defer func() {
+		if is.got > 0 {
+			v.before = is
+		}
+	}()
 	v.mu.Lock()
 	select {
 	case <-v.quit:
@@ -214,6 +238,7 @@ func (v *counterViewer) watch() {
 		}
 		conn.SetReadDeadline(time.Now().Add(patience))
 		n, err := conn.Read(buf)
+		is.got += uint64(n)
 		rest += string(buf[:n])
 		for {
 			at := counted.FindStringSubmatchIndex(rest)
@@ -242,7 +267,7 @@ func (v *counterViewer) saw(number, previous int) {
 	switch {
 	case previous == 0:
 		v.attached++
-		if number > v.last+1 {
+		if number > v.last+1 || number <= v.last-maxTwice {
 			v.wrong = append(v.wrong, fmt.Sprintf("%s: attached again, the first number is %d after %d", v.name, number, v.last))
 		}
 	case number != previous+1:

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -102,7 +103,9 @@ func TestComeBack(t *testing.T) {
 	create := &CreateRequest{Argv: []string{"/bin/bash", "-c", `for ((i = 0; i < 2000; i++)); do echo "line $i"; ((i % 20)) || read -t 0.005; done; read x`}, Env: testEnv}
 	var seen screenLog
 	after, got := "", uint64(0)
+	attached := 0
 	for n := 0; !seen.has("line 1999"); n++ {
+		attached++
 		view := uuid.NewString()
 		a := attach(t, c, AttachRequest{ID: id, Create: create, View: view, After: after, Got: got})
 		after, got = view, 0
@@ -138,9 +141,37 @@ func TestComeBack(t *testing.T) {
 			t.Fatalf("line %d stands where %d belongs", i, next)
 		}
 	}
-	t.Logf("%d lines were shown twice", twice)
-	if next != 2000 || twice > 10_000 { // without continuing, every one of some hundred snapshots has up to 2,000 lines
-		t.Errorf("%d lines, %d of them twice", next, twice)
+	t.Logf("%d lines were shown twice in %d attachments", twice, attached)
+	if next != 2000 {
+		t.Errorf("%d lines came, want 2000", next)
+	}
+
+	// Who was shown all, and the echo of what was typed then, is shown no more than the screen again.
+	whole := attach(t, c, AttachRequest{ID: id, View: "whole"})
+	if _, err := whole.Write([]byte("typed")); err != nil {
+		t.Fatal(err)
+	}
+	last := func(a *Attachment, until string) []byte {
+		var shown []byte
+		buf := make([]byte, 4<<10)
+		for !bytes.Contains(shown, []byte(until)) {
+			n, err := a.Read(buf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			shown = append(shown, buf[:n]...)
+		}
+		return shown
+	}
+	got = uint64(len(last(whole, "typed")))
+	whole.Close()
+	again := last(attach(t, c, AttachRequest{ID: id, After: "whole", Got: got}), "typed")
+	begins := 0
+	if m := regexp.MustCompile(`line (\d+)\r`).FindSubmatch(again); m != nil {
+		begins, _ = strconv.Atoi(string(m[1]))
+	}
+	if begins < 1970 {
+		t.Errorf("who comes back to 24 rows is shown %q", again[:min(len(again), 200)])
 	}
 	if _, err := c.Attach(testContext(t), AttachRequest{ID: id, After: "unknown", Got: 1 << 40}); err != nil {
 		t.Error(err)
@@ -387,9 +418,13 @@ func TestSizes(t *testing.T) {
 	eventually(t, "a bounded size", func() bool { return listed(t, c, id).Size == (Size{MaxRows, MaxCols}) })
 }
 
-// TestCtrlC floods viewers that read all they get, and wants Ctrl-C to be felt: the best of some tries within 100 ms, as a busy machine may be
-// late now and then, and what was under way when it was typed bounded each time.
+// TestCtrlC floods viewers that read all they get, and wants Ctrl-C to be felt: at the best of some tries within 100 ms if nothing else runs, and what was under way
+// when it was typed bounded each time.
 func TestCtrlC(t *testing.T) {
+	limit := 2 * time.Second // on a busy machine
+	if long {
+		limit = 100 * time.Millisecond
+	}
 	c := startTestHost(t)
 	for _, raw := range []bool{false, true} {
 		best := time.Hour
@@ -412,8 +447,9 @@ func TestCtrlC(t *testing.T) {
 			}
 			wantExit(t, a, ExitStatus{Code: 6})
 		}
-		if best > 100*time.Millisecond {
-			t.Errorf("raw=%t: Ctrl-C took %v at best", raw, best)
+		t.Logf("raw=%t: Ctrl-C took %v at best", raw, best)
+		if best > limit {
+			t.Errorf("raw=%t: Ctrl-C took %v at best, want %v", raw, best, limit)
 		}
 	}
 }
