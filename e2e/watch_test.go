@@ -181,7 +181,7 @@ func TestContainersOfPodman(t *testing.T) {
 	}
 	podman("stop", "--time", "0", name)
 	lines.wait(" ~ "+name+"  ", 30*time.Second)
-	if out, code := in("true"); code != 229 || !regexp.MustCompile(`does not run \(exited`).MatchString(out) {
+	if out, code := in("true"); code != 229 || !regexp.MustCompile(`does not run, its state is "exited`).MatchString(out) {
 		t.Errorf("a container that was stopped: exit %d, %q", code, out)
 	}
 	podman("rm", name)
