@@ -50,14 +50,16 @@ func playOldHost(t *testing.T) *Client {
 						t.Errorf("an old host cannot read this: %v", err)
 						return
 					}
-					name := map[frameType]string{frameAttach: "attach", frameList: "list", frameKill: "kill"}[f]
+					name := map[frameType]string{
+						frameAttach: "ptyhost-v1-attach-host", frameList: "ptyhost-v1-list-host", frameKill: "ptyhost-v1-kill-host",
+					}[f]
 					if f == frameAttach && !bytes.Contains(payload, []byte(`"create"`)) {
-						name = "missing"
+						name = "ptyhost-v1-missing-host"
 					}
 					if name == "" {
 						continue // hello, and what it does not know
 					}
-					conn.Write(golden.Bytes(t, "ptyhost-v1-"+name+"-host"))
+					conn.Write(golden.Bytes(t, name))
 					io.Copy(io.Discard, r)
 					return
 				}
@@ -123,7 +125,7 @@ func playOldClient(t *testing.T, c *Client, name string) *oldClient {
 	}
 	t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(within))
-	return &oldClient{t, conn, bufio.NewReader(conn), golden.Bytes(t, "ptyhost-v1-"+name+"-client")}
+	return &oldClient{t, conn, bufio.NewReader(conn), golden.Bytes(t, name)}
 }
 
 // next sends the next frames.
@@ -210,7 +212,7 @@ func TestOldClient(t *testing.T) {
 		Info    info `json:"info"`
 		Created bool `json:"created"`
 	}
-	a := playOldClient(t, c, "attach")
+	a := playOldClient(t, c, "ptyhost-v1-attach-client")
 	a.next(2)
 	a.want(frameHello, &hello)
 	if a.want(frameAttached, &attached); hello.Version < 1 || hello.PID == 0 || !attached.Created || attached.Info.ID != id || attached.Info.Size != (size{24, 80}) {
@@ -221,7 +223,7 @@ func TestOldClient(t *testing.T) {
 	a.shows("got hello\r\n")
 
 	var list []info
-	l := playOldClient(t, c, "list")
+	l := playOldClient(t, c, "ptyhost-v1-list-client")
 	l.next(2)
 	l.want(frameHello, &hello)
 	if l.want(frameSessions, &list); len(list) != 1 || list[0].ID != id || list[0].Name != "work" || list[0].PID == 0 || list[0].Viewers != 1 || list[0].Active.Before(list[0].Created) {
@@ -239,14 +241,14 @@ func TestOldClient(t *testing.T) {
 	}
 
 	var refusal struct{ Code, Message string }
-	m := playOldClient(t, c, "missing")
+	m := playOldClient(t, c, "ptyhost-v1-missing-client")
 	m.next(2)
 	m.want(frameHello, &hello)
 	if m.want(frameError, &refusal); refusal.Code != "no-session" || refusal.Message == "" {
 		t.Errorf("refused with %+v", refusal)
 	}
 	b := attach(t, c, AttachRequest{ID: "work", Create: shell("read x")})
-	k := playOldClient(t, c, "kill")
+	k := playOldClient(t, c, "ptyhost-v1-kill-client")
 	k.next(2)
 	k.want(frameHello, &hello)
 	if f, _, err := readFrame(k.r, nil); f != frameDone || err != nil {
