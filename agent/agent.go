@@ -172,7 +172,8 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	})
 	a.terminals = &terminalHost{
 		socket: socket, start: cfg.StartTerminals, log: cfg.Log,
-		idle: idleTimes{unnamed: cfg.Services.TerminalIdleTimeout, named: cfg.Services.NamedTerminalIdleTimeout},
+		idle:       idleTimes{unnamed: cfg.Services.TerminalIdleTimeout, named: cfg.Services.NamedTerminalIdleTimeout},
+		scrollback: cfg.Services.TerminalScrollback,
 	}
 	a.local = &localAPI{
 		path: local, server: cfg.Server.URL.String(), token: a.token,

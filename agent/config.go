@@ -72,6 +72,8 @@ type Services struct {
 	// attached, without a name and with one; 0 means for ever.
 	TerminalIdleTimeout      time.Duration
 	NamedTerminalIdleTimeout time.Duration
+	// TerminalScrollback is how many lines that left the screen a terminal keeps, within 4 MiB; 0 means 10,000.
+	TerminalScrollback int
 	// StopTimeout is what all stop scripts together may take; 0 means a minute.
 	StopTimeout time.Duration
 }

@@ -21,6 +21,8 @@ type terminalHost struct {
 	idle   idleTimes
 	log    *slog.Logger
 
+	scrollback int // lines of new terminals; 0 is the host's default
+
 	starting sync.Mutex
 	lost     atomic.Pointer[time.Time] // when it was last found killed
 }
@@ -41,6 +43,9 @@ const watchAgain = 10 * time.Second
 
 // Attach implements sshd.Terminals.
 func (t *terminalHost) Attach(ctx context.Context, req ptyhost.AttachRequest) (att *ptyhost.Attachment, err error) {
+	if req.Create != nil {
+		req.Create.Scrollback = t.scrollback
+	}
 	err = t.ask(ctx, func(c *ptyhost.Client) error {
 		att, err = c.Attach(ctx, req)
 		return err

@@ -97,6 +97,9 @@ type CreateRequest struct {
 	// Modes are terminal modes numbered and valued as in an SSH pty-req (RFC 4254, section 8), set before the program starts.
 	Modes map[uint8]uint32 `json:"modes,omitempty"`
 
+	// Scrollback is how many lines that left the screen are kept, within [screen.DefaultBytes]; 0 means [screen.DefaultLines].
+	Scrollback int `json:"scrollback,omitempty"`
+
 	// IdleTimeout ends the session after this long without any viewer; zero means never. A session whose creator never came to attach, or left
 	// before seeing output, is ended after 30 seconds if IdleTimeout is set.
 	IdleTimeout time.Duration `json:"idle_timeout,omitempty"`

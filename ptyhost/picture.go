@@ -10,19 +10,20 @@ import (
 // picture is a session's model of the screen. The model reads whatever programs print; should
 // it fail on something, this session's picture starts anew, and no other terminal is touched.
 type picture struct {
-	model *screen.Terminal
-	size  Size
-	log   *slog.Logger
+	model      *screen.Terminal
+	size       Size
+	scrollback int // lines; 0 is the model's default
+	log        *slog.Logger
 }
 
-func newPicture(size Size, log *slog.Logger) *picture {
-	p := &picture{size: size, log: log}
+func newPicture(size Size, scrollback int, log *slog.Logger) *picture {
+	p := &picture{size: size, scrollback: scrollback, log: log}
 	p.renew()
 	return p
 }
 
 func (p *picture) renew() {
-	p.model = screen.New(screen.Config{Rows: int(p.size.Rows), Cols: int(p.size.Cols)})
+	p.model = screen.New(screen.Config{Rows: int(p.size.Rows), Cols: int(p.size.Cols), Lines: p.scrollback})
 }
 
 // mend is deferred around every use of the model.

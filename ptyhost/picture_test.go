@@ -18,7 +18,7 @@ func TestPictureSurvivesItsModel(t *testing.T) {
 		"snapshot": func(p *picture) { p.snapshot(view) },
 	} {
 		var log bytes.Buffer
-		p := newPicture(Size{Rows: 5, Cols: 20}, slog.New(slog.NewTextHandler(&log, nil)))
+		p := newPicture(Size{Rows: 5, Cols: 20}, 0, slog.New(slog.NewTextHandler(&log, nil)))
 		p.model = nil
 		use(p)
 		if !strings.Contains(log.String(), "starts anew") {

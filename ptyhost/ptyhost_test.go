@@ -320,6 +320,20 @@ func TestSlowStart(t *testing.T) {
 	})
 }
 
+func TestScrollback(t *testing.T) {
+	c := startTestHost(t)
+	create := shell("seq 100; read x")
+	create.Scrollback = 7
+	a := attach(t, c, AttachRequest{Size: Size{24, 80}, Create: create})
+	watch(t, a).expect(t, "100\r\n")
+	late := watch(t, attach(t, c, AttachRequest{ID: a.Info().ID, Size: Size{24, 80}}))
+	late.expect(t, "100")
+	// The cursor stands below the last line, so the window has 23 of them.
+	if shown, _ := late.output(); !bytes.Contains(shown, []byte("71\r\n72\r\n")) || bytes.Contains(shown, []byte("70\r\n")) {
+		t.Errorf("who comes late is shown %q", shown)
+	}
+}
+
 // TestLongCommands lists sessions whose commands would not fit a frame.
 func TestLongCommands(t *testing.T) {
 	c := startTestHost(t)
@@ -458,7 +472,7 @@ func TestCtrlC(t *testing.T) {
 // when it stops, and all that comes after.
 func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &session{screen: newPicture(Size{24, 80}, slog.New(slog.DiscardHandler)), viewers: map[*viewer]struct{}{}, room: make(chan struct{}, 1)}
+		s := &session{screen: newPicture(Size{24, 80}, 0, slog.New(slog.DiscardHandler)), viewers: map[*viewer]struct{}{}, room: make(chan struct{}, 1)}
 		v := &viewer{session: s, size: Size{24, 80}, ready: make(chan struct{}, 1)}
 		s.viewers[v] = struct{}{}
 		line := 0

@@ -93,7 +93,7 @@ func newSession(id string, req CreateRequest, size Size, log *slog.Logger) (*ses
 		size:    size,
 		viewers: make(map[*viewer]struct{}),
 	}
-	s.screen = newPicture(size, s.log)
+	s.screen = newPicture(size, max(req.Scrollback, 0), s.log)
 	s.log.Info("started", "pid", tty.cmd.Process.Pid, "program", req.Argv[0])
 	return s, nil
 }

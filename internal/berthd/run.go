@@ -131,6 +131,7 @@ func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(
 			NoDevcontainers:          !s.services.devcontainers,
 			TerminalIdleTimeout:      s.services.terminalIdle,
 			NamedTerminalIdleTimeout: s.services.namedTerminalIdle,
+			TerminalScrollback:       int(s.services.scrollback),
 			StopTimeout:              s.services.stopTimeout,
 		},
 		Mesh:      agent.Mesh{ListenPort: uint16(s.services.listenPort), RelayOnly: s.services.relayOnly, Debug: s.services.tailnetDebug},

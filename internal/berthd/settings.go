@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/url"
 	"os"
@@ -61,6 +62,7 @@ type serviceSettings struct {
 	stopTimeout       time.Duration
 	terminalIdle      time.Duration
 	namedTerminalIdle time.Duration
+	scrollback        uint
 	listenPort        uint
 	relayOnly         bool
 	tailnetDebug      bool
@@ -179,6 +181,11 @@ var options = []option{
 	{name: "named-terminal-idle-timeout", env: "BERTH_NAMED_TERMINAL_IDLE_TIMEOUT",
 		usage: "the same for a terminal that has one, as those of berth shell do",
 		bind:  span(func(s *settings) *time.Duration { return &s.services.namedTerminalIdle }, 0)},
+	{name: "terminal-scrollback", env: "BERTH_TERMINAL_SCROLLBACK",
+		usage: "how many `lines` that left a terminal's screen are kept, within 4 MiB; 0 means 10000",
+		bind: func(fs *flag.FlagSet, s *settings, name, usage string) {
+			fs.UintVar(&s.services.scrollback, name, 0, usage)
+		}},
 	{name: "tailnet-listen-port", env: "BERTH_TAILNET_LISTEN_PORT", fallback: "CODER_AGENT_TAILNET_LISTEN_PORT", stock: "tailnet-listen-port",
 		usage: "UDP `port` for direct paths; 0 lets the system choose",
 		bind: func(fs *flag.FlagSet, s *settings, name, usage string) {
@@ -396,6 +403,9 @@ func (s *settings) check() error {
 	}
 	if s.services.terminalIdle < 0 || s.services.namedTerminalIdle < 0 {
 		return usagef("--terminal-idle-timeout and --named-terminal-idle-timeout cannot be negative: 0 means for ever")
+	}
+	if s.services.scrollback > math.MaxInt32 {
+		return usagef("--terminal-scrollback %d is more than any terminal has", s.services.scrollback)
 	}
 	if s.services.listenPort > 65535 {
 		return usagef("--tailnet-listen-port %d is no port: 65535 is the highest", s.services.listenPort)
