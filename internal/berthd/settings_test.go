@@ -62,7 +62,7 @@ var inside = cmp.AllowUnexported(settings{}, serverSettings{}, identitySettings{
 func TestEveryVariableIsRead(t *testing.T) {
 	values := map[string]string{
 		"exit-on-refused": "true", "header": "X-A=1,X-B=2", "ssh-max-timeout": "5m", "stop-timeout": "7s",
-		"terminal-idle-timeout": "9m", "named-terminal-idle-timeout": "24h",
+		"terminal-idle-timeout": "9m", "named-terminal-idle-timeout": "24h", "terminal-scrollback": "500",
 		"tailnet-listen-port": "4242", "relay-only": "1", "block-file-transfer": "true", "block-reverse-port-forwarding": "true",
 		"block-local-port-forwarding": "true", "subsystem": "envbox", "log-format": "json",
 		"tailnet-debug": "true", "devcontainers": "false", "coder-command": "true", "log-level": "debug",
@@ -314,6 +314,7 @@ func TestMistakesInSettings(t *testing.T) {
 		"token in argv":   {nil, []string{"--token", "x"}, "token"},
 		"unknown verb":    {nil, []string{"fly"}, "fly"},
 		"bad port":        {nil, []string{"--tailnet-listen-port", "70000"}, "70000"},
+		"endless lines":   {nil, []string{"--terminal-scrollback", "4294967296"}, "--terminal-scrollback"},
 		"bad duration":    {environment{"CODER_AGENT_SSH_MAX_TIMEOUT": "soon"}, nil, "CODER_AGENT_SSH_MAX_TIMEOUT"},
 		"bad header":      {environment{"BERTH_HEADER": secret}, nil, "BERTH_HEADER"},
 		"bad header flag": {nil, []string{"--header", secret}, "--header"},
