@@ -47,6 +47,9 @@ func (s *Server) Reload(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("cannot read the configuration file: %w", err)
 	}
+	if len(text) == 0 { // an editor is about to write it: its agents are not to be forgotten meanwhile
+		return fmt.Errorf("the configuration file %s is empty; if no agents are meant, write \"agents: []\" into it", s.file.path)
+	}
 	declared, err := parseConfig(text)
 	if err == nil {
 		err = declared.readSecrets()

@@ -324,6 +324,22 @@ func TestChosenIDs(t *testing.T) {
 
 // An id may not take over another agent: one that was made by hand with its tokens, or one that had
 // the name before.
+// TestEmptyConfig: who writes a file empties it first, and may be met in between.
+func TestEmptyConfig(t *testing.T) {
+	x := configured(t, Config{})
+	writeConfig(t, x.config.ConfigFile, "agents:\n  - name: kept\n")
+	if err := x.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	writeConfig(t, x.config.ConfigFile, "")
+	if err := x.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "is empty") {
+		t.Errorf("an empty file: %v", err)
+	}
+	if agents, err := x.store.Agents(t.Context()); err != nil || len(agents) != 1 || agents[0].Name != "kept" {
+		t.Errorf("agents %v, %v", agents, err)
+	}
+}
+
 func TestForeignIDs(t *testing.T) {
 	x := configured(t, Config{})
 	made, token := x.create("made")
