@@ -261,7 +261,7 @@ func TestTimeoutEndsTheWholeGroup(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	s := start("trap '' HUP; sleep 1000 & echo $!; wait") // the child ignores the hang-up too
-	s.Timeout = durationpb.New(time.Second) // a busy machine takes a while to come to the trap
+	s.Timeout = durationpb.New(time.Second)               // a busy machine takes a while to come to the trap
 	began := time.Now()
 	if got := b.Start(t.Context(), []*agentpb.WorkspaceAgentScript{s}).State(); got != agentpb.Lifecycle_START_TIMEOUT {
 		t.Error(got)
