@@ -209,7 +209,7 @@ func TestServerKilled(t *testing.T) {
 	waitFor(t, shell, "back-42")
 	r.pipe("ssh", "box", "--", "cat").ask("a new session", "a new session")
 
-	eventually(t, 90*time.Second, "the last line arrives", func() bool { return strings.Contains(r.berth("logs", "box"), "line 3000") })
+	eventually(t, 3*time.Minute, "the last line arrives", func() bool { return strings.Contains(r.berth("logs", "box"), "line 3000") })
 	ledger(t, r.berth("logs", "box"), 3000)
 }
 
