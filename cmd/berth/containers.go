@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/wire"
 )
 
@@ -164,23 +165,11 @@ func containerPorts(ports []wire.ContainerPort) string {
 
 // watchContainers shows the containers beside an agent as they change.
 func (p *program) watchContainers(ctx context.Context, name string, shown containerFilter, output format, wait time.Duration) error {
-	ctx, stop := untilInterrupt(ctx)
-	defer stop()
-	m, err := p.reach(ctx, name, wait)
-	if err != nil {
-		return err
+	l := &listing[wire.Container]{program: p, what: "containers", key: containerKey, table: containerTable}
+	watch := func(ctx context.Context, api *client.AgentAPI) iter.Seq2[wire.Containers, error] {
+		return api.WatchContainers(ctx)
 	}
-	defer m.Close()
-	api := m.api()
-	defer api.Close()
-	l := &listing[wire.Container]{program: p, agent: m.agent.Name, what: "containers", key: containerKey, table: containerTable}
-	return l.watch(ctx, func(ctx context.Context) iter.Seq2[snapshot[wire.Container], error] {
-		return func(yield func(snapshot[wire.Container], error) bool) {
-			for found, err := range api.WatchContainers(ctx) {
-				if !yield(snapshot[wire.Container]{items: shown.of(found.Containers), warnings: found.Warnings}, err) {
-					return
-				}
-			}
-		}
-	}, output)
+	return watchAgent(ctx, l, name, wait, output, watch, func(found wire.Containers) snapshot[wire.Container] {
+		return snapshot[wire.Container]{items: shown.of(found.Containers), warnings: found.Warnings}
+	})
 }

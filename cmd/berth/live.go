@@ -90,6 +90,30 @@ func (l *listing[T]) watch(ctx context.Context, all func(context.Context) iter.S
 	return nil
 }
 
+// watchAgent reaches the agent of a name and shows in l what it tells by watch, as taken by take, until it is interrupted.
+func watchAgent[T, A any](ctx context.Context, l *listing[T], name string, wait time.Duration, output format,
+	watch func(context.Context, *client.AgentAPI) iter.Seq2[A, error], take func(A) snapshot[T]) error {
+	ctx, stop := untilInterrupt(ctx)
+	defer stop()
+	m, err := l.program.reach(ctx, name, wait)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	api := m.api()
+	defer api.Close()
+	l.agent = m.agent.Name
+	return l.watch(ctx, func(ctx context.Context) iter.Seq2[snapshot[T], error] {
+		return func(yield func(snapshot[T], error) bool) {
+			for found, err := range watch(ctx, api) {
+				if !yield(take(found), err) {
+					return
+				}
+			}
+		}
+	}, output)
+}
+
 // Changes, as `--watch --output json` names them.
 const (
 	changeAdded   = "added"

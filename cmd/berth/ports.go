@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/wire"
 )
 
@@ -131,23 +132,11 @@ func portTable(ports []wire.ListeningPort, now time.Time) *table {
 
 // watchPorts shows the ports of an agent as they change.
 func (p *program) watchPorts(ctx context.Context, name string, shown portFilter, output format, wait time.Duration) error {
-	ctx, stop := untilInterrupt(ctx)
-	defer stop()
-	m, err := p.reach(ctx, name, wait)
-	if err != nil {
-		return err
+	l := &listing[wire.ListeningPort]{program: p, what: "ports", key: portKey, table: portTable}
+	watch := func(ctx context.Context, api *client.AgentAPI) iter.Seq2[wire.ListeningPorts, error] {
+		return api.WatchPorts(ctx, shown.hidden)
 	}
-	defer m.Close()
-	api := m.api()
-	defer api.Close()
-	l := &listing[wire.ListeningPort]{program: p, agent: m.agent.Name, what: "ports", key: portKey, table: portTable}
-	return l.watch(ctx, func(ctx context.Context) iter.Seq2[snapshot[wire.ListeningPort], error] {
-		return func(yield func(snapshot[wire.ListeningPort], error) bool) {
-			for found, err := range api.WatchPorts(ctx, shown.hidden) {
-				if !yield(snapshot[wire.ListeningPort]{items: shown.of(found.Ports), warnings: portNotes(found)}, err) {
-					return
-				}
-			}
-		}
-	}, output)
+	return watchAgent(ctx, l, name, wait, output, watch, func(found wire.ListeningPorts) snapshot[wire.ListeningPort] {
+		return snapshot[wire.ListeningPort]{items: shown.of(found.Ports), warnings: portNotes(found)}
+	})
 }
