@@ -65,15 +65,6 @@ func (a *AgentAPI) Close() {
 	a.http.CloseIdleConnections()
 }
 
-// Containers lists the containers beside the agent.
-func (a *AgentAPI) Containers(ctx context.Context) (wire.Containers, error) {
-	data, err := a.get(ctx, wire.PathAgentContainers, nil)
-	if err != nil {
-		return wire.Containers{}, err
-	}
-	return decodeList[wire.Containers](data)
-}
-
 // WatchPorts yields every port that something listens on in the workspace, at once and whenever they
 // have changed, until ctx is done or the connection breaks; with hidden, those of berthd itself and of
 // editors' helpers too. An error is the last thing yielded. An agent without a watch is asked every two

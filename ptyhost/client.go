@@ -167,7 +167,12 @@ func (c *Client) Watch(ctx context.Context) error {
 	if err := c.atLeast(ctx, versionRename); err != nil {
 		return err
 	}
-	l, err := c.open(ctx, appendFrame(nil, frameWatch, nil))
+	return c.untilEnd(ctx, frameWatch)
+}
+
+// untilEnd asks for something and waits until the host lets go of the connection.
+func (c *Client) untilEnd(ctx context.Context, f frameType) error {
+	l, err := c.open(ctx, appendFrame(nil, f, nil))
 	if err != nil {
 		return err
 	}
@@ -176,18 +181,13 @@ func (c *Client) Watch(ctx context.Context) error {
 	if err := l.reply(frameDone, nil); err != nil {
 		return err
 	}
-	return l.untilEnd(ctx)
-}
-
-// untilEnd waits until the host lets go of the connection.
-func (l *link) untilEnd(ctx context.Context) error {
 	if err := l.conn.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
 	if ctx.Err() != nil { // its deadline was just wiped
 		return ctx.Err()
 	}
-	_, err := l.r.ReadByte()
+	_, err = l.r.ReadByte()
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -199,17 +199,8 @@ func (l *link) untilEnd(ctx context.Context) error {
 
 // Shutdown ends every session and then the host. It returns when the host has let go of its socket.
 func (c *Client) Shutdown(ctx context.Context) error {
-	l, err := c.open(ctx, appendFrame(nil, frameShutdown, nil))
-	if err != nil {
-		return err
-	}
-	defer l.conn.Close()
-	defer l.stop()
-	if err := l.reply(frameDone, nil); err != nil {
-		return err
-	}
-	if err := l.untilEnd(ctx); err != nil {
-		return fmt.Errorf("cannot wait for the terminal host to end: %w", err)
+	if err := c.untilEnd(ctx, frameShutdown); err != nil {
+		return fmt.Errorf("cannot end the terminal host: %w", err)
 	}
 	return nil
 }
