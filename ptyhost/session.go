@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +27,11 @@ const (
 	exitBytes = 256 << 10
 
 	readSize = 4 << 10 // Linux gives no more per read of a terminal
+
+	// After this many pieces without a pause, far more than an answer to a key, a program floods. The thread that reads it was most likely
+	// the one that waited for all descriptors, and Go puts no other in its place by itself: every other session's keys would wait for 10 ms,
+	// until the runtime's monitor looks. Gosched has another thread take over, once for each flood.
+	floodPieces = 4
 
 	// maxViewers bounds the viewers of one session. One that never reads holds a snapshot, at most 4 MiB and a little.
 	maxViewers = 64
@@ -160,9 +166,17 @@ func (s *session) wait() ExitStatus {
 func (s *session) read() {
 	buf := make([]byte, readSize)
 	left := exitBytes
+	atOnce := 0 // pieces read since there was nothing to read
+	wait := func() {
+		atOnce = 0
+		s.flush()
+	}
 	for {
-		n, err := s.tty.read(buf, s.flush)
+		n, err := s.tty.read(buf, wait)
 		s.output(buf[:n])
+		if atOnce++; atOnce == floodPieces {
+			runtime.Gosched()
+		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			if err != nil {
 				return

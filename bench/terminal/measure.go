@@ -359,8 +359,11 @@ func (t *terminal) typeAndSee(keys, text string) error {
 	}
 }
 
-// keys types n keys and notes how long the echo of each took, in ms.
+// keys types n keys and notes how long the echo of each took, in ms. What starting a way costs is over by then.
 func (t *terminal) keys(ctx context.Context, n int, to *series) error {
+	if err := pause(ctx, time.Second); err != nil {
+		return err
+	}
 	for i := range n {
 		key := string(rune('a' + i%26))
 		begun := time.Now()

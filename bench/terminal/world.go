@@ -293,13 +293,29 @@ func (w *world) ssh(_, script string) (*terminal, error) {
 		"-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR", "root@127.0.0.1", script)))
 }
 
-// berthShell opens a session that lives until the end; without a script one that is there already.
+// berthShell opens a session, or without a script one that is there already. It ends with the terminal that opened it: left alone it
+// would go on, and take its share of the machine from what is measured next.
 func (w *world) berthShell(session, script string) (*terminal, error) {
-	t, err := w.local(nameBerth, exec.Command(filepath.Join(w.bin, "berth"), "shell", "bench", session, "-c", script))
-	if script == "" || !strings.Contains(script, "READY") {
+	command := func(args ...string) *exec.Cmd {
+		return exec.Command(filepath.Join(w.bin, "berth"), append([]string{"shell", "bench", session}, args...)...)
+	}
+	t, err := w.local(nameBerth, command("-c", script))
+	if err != nil || script == "" {
 		return t, err
 	}
-	return ready(t, err)
+	leave := t.end
+	t.end = func() {
+		closing := command("--close")
+		closing.Env = w.env
+		if out, err := closing.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "bench/terminal: cannot end session %s: %v\n%s", session, err, out)
+		}
+		leave()
+	}
+	if !strings.Contains(script, "READY") {
+		return t, nil
+	}
+	return ready(t, nil)
 }
 
 func (w *world) hostWatched(session, script string) (*terminal, error) {
