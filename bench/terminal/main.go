@@ -37,7 +37,7 @@ type settings struct {
 }
 
 func main() {
-	s := settings{size: 24 << 20, keys: 200, idle: 20, full: 5, settle: 3 * time.Second}
+	s := settings{size: 64 << 20, keys: 200, idle: 20, full: 5, settle: 3 * time.Second}
 	quick := flag.Bool("quick", false, "little of everything, once, to see that it works")
 	flag.StringVar(&s.bin, "bin", "", "folder with berth, berthd and berthd-ptyhost; without it they are built as for a release")
 	flag.StringVar(&s.only, "only", "", "measure only bulk, interrupt, echo, attach or memory")

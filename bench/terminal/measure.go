@@ -147,10 +147,28 @@ func attaching(ctx context.Context, w *world, s settings, file string, out io.Wr
 	if err := keep.see("LAST"); err != nil {
 		return err
 	}
-	host, whole := &series{name: nameHost}, &series{name: nameBerth}
+	server, err := w.freshTmux(ctx)
+	if err != nil {
+		return err
+	}
+	defer server.stop()
+	if err := errors.Join(server.open("attach", script), server.await(w, "attach", "LAST")); err != nil {
+		return err
+	}
+	host, whole, peer := &series{name: nameHost}, &series{name: nameBerth}, &series{name: nameTmux + ", the screen alone"}
 	var size int64
 	for range 2*s.rounds + 1 {
 		begun := time.Now()
+		other, err := w.local(nameTmux, server.command("attach-session", "-t", "attach"))
+		if err == nil {
+			err = other.see("LAST")
+		}
+		if err != nil {
+			return fmt.Errorf("attaching with tmux: %w", err)
+		}
+		peer.add(milliseconds(time.Since(begun)))
+		other.close()
+		begun = time.Now()
 		late, err := w.host("attach", "", false)
 		if err == nil {
 			err = late.see("LAST")
@@ -162,7 +180,8 @@ func attaching(ctx context.Context, w *world, s settings, file string, out io.Wr
 		size = late.read()
 		late.close()
 	}
-	row(out, fmt.Sprintf("attach to 10,000 lines (%d kB)", size/1000), host, "ms", nil)
+	row(out, fmt.Sprintf("attach to 10,000 lines (%d kB)", size/1000), host, "ms", peer)
+	row(out, "attach", peer, "ms", nil)
 
 	long, err := w.berthShell("attach-long", script)
 	if err != nil {
@@ -188,50 +207,61 @@ func attaching(ctx context.Context, w *world, s settings, file string, out io.Wr
 	return nil
 }
 
-// memory reads what the host takes for sessions that nobody watches.
+// memory reads what the host, and a tmux server, take for sessions that nobody watches.
 func memory(ctx context.Context, w *world, s settings, file string, out io.Writer) error {
 	host, stop, err := w.freshHost(ctx)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	open := func(n int, script string) error {
-		for i := range n {
-			a, err := host.client.Attach(ctx, ptyhost.AttachRequest{Size: window, Create: host.create(script)})
-			if err != nil {
-				return err
-			}
-			v := watch(nameHost, a, nil)
-			err = v.see("LAST")
-			v.close()
-			if err != nil {
-				return fmt.Errorf("session %d: %w", i, err)
+	server, err := w.freshTmux(ctx)
+	if err != nil {
+		return err
+	}
+	defer server.stop()
+	n := 0
+	open := func(script string) error {
+		n++
+		a, err := host.client.Attach(ctx, ptyhost.AttachRequest{Size: window, Create: host.create(script)})
+		if err != nil {
+			return err
+		}
+		v := watch(nameHost, a, nil)
+		err = v.see("LAST")
+		v.close()
+		name := fmt.Sprintf("s%d", n)
+		return errors.Join(err, server.open(name, script), server.await(w, name, "LAST"))
+	}
+	var ours, theirs [3]float64 // without a session, with idle ones, with full ones
+	for i, step := range []struct {
+		more   int
+		script string
+	}{{0, ""}, {s.idle, "echo LAST; read x"}, {s.full, fmt.Sprintf("head -c 4000000 %s; echo LAST; read x", file)}} {
+		for range step.more {
+			if err := open(step.script); err != nil {
+				return fmt.Errorf("session %d: %w", n, err)
 			}
 		}
-		return pause(ctx, s.settle)
+		err := pause(ctx, s.settle)
+		if err == nil {
+			ours[i], err = host.rss()
+		}
+		if err == nil {
+			theirs[i], err = residentOf(server.pid)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	empty, err := host.rss()
-	if err != nil {
-		return err
+	for _, one := range []struct {
+		name string
+		rss  [3]float64
+	}{{nameHost, ours}, {nameTmux, theirs}} {
+		fmt.Fprintf(out, "resident, no session\t%s\t%.3g MB\t\t\t\n", one.name, one.rss[0])
+		fmt.Fprintf(out, "resident, %d idle sessions\t%s\t%.3g MB\t\t\t\n", s.idle, one.name, one.rss[1])
+		fmt.Fprintf(out, "an idle session\t%s\t%.3g MB\t\t\t\n", one.name, (one.rss[1]-one.rss[0])/float64(s.idle))
+		fmt.Fprintf(out, "a session with a full scrollback\t%s\t%.3g MB\t\t\t\n", one.name, (one.rss[2]-one.rss[1])/float64(s.full))
 	}
-	if err := open(s.idle, "echo LAST; read x"); err != nil {
-		return err
-	}
-	idle, err := host.rss()
-	if err != nil {
-		return err
-	}
-	if err := open(s.full, fmt.Sprintf("head -c 4000000 %s; echo LAST; read x", file)); err != nil {
-		return err
-	}
-	full, err := host.rss()
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(out, "resident, no session\t%s\t%.3g MB\t\t\t\n", nameHost, empty)
-	fmt.Fprintf(out, "resident, %d idle sessions\t%s\t%.3g MB\t\t\t\n", s.idle, nameHost, idle)
-	fmt.Fprintf(out, "an idle session\t%s\t%.3g MB\t\t\t\n", nameHost, (idle-empty)/float64(s.idle))
-	fmt.Fprintf(out, "a session with a full scrollback\t%s\t%.3g MB\t\t\t\n", nameHost, (full-idle)/float64(s.full))
 	return nil
 }
 

@@ -28,6 +28,7 @@ const (
 	nameRaw   = "ptyhost, every byte"
 	nameSSH   = "ssh -tt, OpenSSH"
 	nameBerth = "berth shell"
+	nameTmux  = "tmux"
 )
 
 // window is the size of every terminal.
@@ -232,6 +233,69 @@ func (w *world) freshHost(ctx context.Context) (*hosted, func(), error) {
 		return nil, nil, err
 	}
 	return h, stop, nil
+}
+
+// freshTmux starts a tmux server with as much history as our sessions have.
+func (w *world) freshTmux(ctx context.Context) (*tmux, error) {
+	t := &tmux{ctx: ctx, env: w.env, socket: filepath.Join(w.dir, "tmux-"+uuid.NewString()[:8])}
+	_, err := t.run("start-server", ";", "set-option", "-g", "exit-empty", "off", ";", "set-option", "-g", "history-limit", "10000", ";", "set-option", "-g", "status", "off")
+	if err != nil {
+		return nil, err
+	}
+	pid, err := t.run("display-message", "-p", "#{pid}")
+	if err == nil {
+		t.pid, err = strconv.Atoi(strings.TrimSpace(pid))
+	}
+	if err != nil {
+		t.stop()
+		return nil, err
+	}
+	return t, nil
+}
+
+// tmux is a tmux server of its own.
+type tmux struct {
+	ctx    context.Context
+	env    []string
+	socket string
+	pid    int
+}
+
+func (t *tmux) command(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(t.ctx, "tmux", append([]string{"-f", "/dev/null", "-S", t.socket}, args...)...)
+	cmd.Env = t.env
+	return cmd
+}
+
+func (t *tmux) run(args ...string) (string, error) {
+	out, err := t.command(args...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("tmux %s: %w: %s", args[0], err, bytes.TrimSpace(out))
+	}
+	return string(out), nil
+}
+
+// open starts a session that nobody is attached to.
+func (t *tmux) open(session, script string) error {
+	_, err := t.run("new-session", "-d", "-s", session, "-x", strconv.Itoa(int(window.Cols)), "-y", strconv.Itoa(int(window.Rows)), "/bin/sh", "-c", script)
+	return err
+}
+
+// await waits until a session shows a text.
+func (t *tmux) await(w *world, session, text string) error {
+	return w.poll("tmux's "+session, func() error {
+		out, err := t.run("capture-pane", "-p", "-t", session)
+		if err == nil && !strings.Contains(out, text) {
+			err = fmt.Errorf("no %q in %q", text, out)
+		}
+		return err
+	})
+}
+
+func (t *tmux) stop() {
+	if _, err := t.run("kill-server"); err != nil {
+		fmt.Fprintln(os.Stderr, "bench/terminal:", err)
+	}
 }
 
 // all opens a script through every way, the bare loop first, and waits until each is ready.
