@@ -176,21 +176,19 @@ func (tr trial) otherSize(j *judge.Judge, n int) (at, later, cells tally) {
 }
 
 // ownWay tells whether xterm.js has a way of its own with the cursor in a resize to cols columns. It forgets that the next character wraps; it takes
-// the cursor off its text if lines below it are wrapped anew; and the line that the cursor is on it leaves as it is wrapped (reflow asks for a judge
-// that does not, which still leaves the cursor's column).
+// the cursor off its text if lines below it are wrapped anew; and the line that the cursor is on, or that comes to be where it was when those above
+// are wrapped anew, it leaves as it is wrapped, and so cuts off what has no room. reflow asks for a judge that does not, which still leaves the cursor's column.
 func (t *Terminal) ownWay(cols int) (own, reflow bool) {
 	c := &t.cursor
 	if t.alt != nil {
 		c = &t.main.saved
 	}
 	r := t.main.row(c.y)
-	wraps := r.cont || c.y+1 < t.rows && t.main.row(c.y+1).cont || r.used > cols || c.x >= cols
-	reflow = cols != t.cols && wraps
-	own = reflow || t.cursor.wrapNext && cols <= t.cols
+	reflow = cols != t.cols && (r.cont || r.used > cols || c.x >= cols)
 	for y := c.y + 1; y < t.rows && cols != t.cols; y++ {
-		own = own || t.main.row(y).cont || t.main.row(y).used > cols
+		reflow = reflow || t.main.row(y).cont || t.main.row(y).used > cols
 	}
-	return own, reflow
+	return reflow || t.cursor.wrapNext && cols <= t.cols, reflow
 }
 
 // explain shows how a late viewer's terminal differs.
