@@ -48,7 +48,8 @@ tools() {
 	PATH=$PATH:/usr/sbin:/sbin
 	need gcc=gcc git=git sshd=openssh-server ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
 		less=less man=man-db htop=htop unshare=util-linux iperf3=iperf3 dnsmasq=dnsmasq-base \
-		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static perl=perl-base
+		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static perl=perl-base \
+		zsh=zsh fish=fish rsync=rsync
 }
 
 # The terminal that ours are held against, at the versions of its lock file. Only the groups that run ./ptyhost/... need it.
@@ -175,7 +176,7 @@ long() {
 	judge
 	export BERTH_LONG=1
 	go test -count=1 -timeout 60m -v ./ptyhost/...
-	go test -count=1 -timeout 60m -v -run 'TestTerminals|TestShell' ./e2e
+	go test -count=1 -timeout 60m -v -run 'TestTerminals|TestShell|TestOpenSSH' ./e2e
 	go test -count=1 -timeout 10m -v -run 'TestMany|TestContainerExec' ./containers ./internal/berthd
 	go test -count=1 -timeout 10m -v -run TestSameAsSS ./ports
 }
