@@ -188,6 +188,7 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	a.ssh, err = sshd.New(sshd.Config{
 		HostKey:   hostKey,
 		Terminals: a.terminals,
+		Keep:      cfg.Services.SSHTerminalGrace,
 		Command:   a.shell.Command,
 		Banner:    a.greet,
 		JetBrains: a.jetBrains,
@@ -205,6 +206,7 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	if err != nil {
 		return nil, errors.Join(err, a.reporter.Close())
 	}
+	a.terminals.ssh = a.ssh
 	a.meshDebug.Store(cfg.Mesh.Debug)
 	a.makeAPI()
 	return a, nil

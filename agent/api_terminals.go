@@ -96,10 +96,10 @@ func (a *api) deleteTerminal(w http.ResponseWriter, r *http.Request) {
 }
 
 // findTerminal returns the terminal with this id or name.
-func (a *api) findTerminal(ctx context.Context, key string) (ptyhost.SessionInfo, error) {
+func (a *api) findTerminal(ctx context.Context, key string) (shownTerminal, error) {
 	all, err := a.terminals.list(ctx)
 	if err != nil {
-		return ptyhost.SessionInfo{}, err
+		return shownTerminal{}, err
 	}
 	id, _ := uuid.Parse(key) // the zero id is nobody's
 	for _, info := range all {
@@ -107,7 +107,7 @@ func (a *api) findTerminal(ctx context.Context, key string) (ptyhost.SessionInfo
 			return info, nil
 		}
 	}
-	return ptyhost.SessionInfo{}, ptyhost.ErrNoSession
+	return shownTerminal{}, ptyhost.ErrNoSession
 }
 
 func writeTerminalError(w http.ResponseWriter, err error) {
@@ -125,12 +125,12 @@ func writeTerminalError(w http.ResponseWriter, err error) {
 	}
 }
 
-func describeTerminal(info ptyhost.SessionInfo) wire.Terminal {
+func describeTerminal(info shownTerminal) wire.Terminal {
 	id, _ := uuid.Parse(info.ID) // the host makes all of them
 	t := wire.Terminal{
-		ID: id, Name: info.Name, Title: info.Title, Command: info.Command, Running: info.Running, Directory: info.Directory, Container: info.Container,
+		ID: id, Name: info.Name, Title: info.Title, Command: info.Command, Running: info.Running, Directory: info.Directory, Container: info.Container, Kind: info.Kind,
 		PID: info.PID, Rows: info.Size.Rows, Cols: info.Size.Cols, Viewers: info.Viewers,
-		CreatedAt: info.Created, ActiveAt: info.LastActive, EndsAt: info.EndsAt,
+		CreatedAt: info.Created, ActiveAt: info.LastActive, EndsAt: info.EndsAt, CutOffAt: info.cutOff,
 	}
 	if e := info.Exited; e != nil {
 		t.Exited = &wire.PTYEnding{Code: e.Code, Signal: e.Signal, Reason: e.Reason}

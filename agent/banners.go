@@ -2,11 +2,13 @@ package agent
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +20,8 @@ import (
 const (
 	// bannerInterval is how often the server is asked for its announcements.
 	bannerInterval = 2 * time.Minute
+	// tellTimeout bounds how long a login waits to hear of terminals that were cut off.
+	tellTimeout = 3 * time.Second
 	// maxMOTD bounds how much of a message of the day is shown.
 	maxMOTD = 64 << 10
 )
@@ -69,9 +73,10 @@ func fetchBanners(ctx context.Context, api agentpb.DRPCAgentClient, version wire
 	return []string{b.GetMessage()}, nil
 }
 
-// greet writes what a person sees at login: the announcements, and the message of the day unless
-// they asked for quiet.
+// greet writes what a person sees at login: the announcements, the message of the day unless they asked
+// for quiet, and how to take up what was cut off.
 func (a *agent) greet(w io.Writer) {
+	defer a.terminals.tellCutOff(w, a.manifest.Load().GetAgentName())
 	if banners := a.banners.Load(); banners != nil {
 		for _, b := range *banners {
 			if b = strings.TrimSpace(b); b != "" {
@@ -95,5 +100,28 @@ func (a *agent) greet(w io.Writer) {
 	lines := bufio.NewScanner(io.LimitReader(f, maxMOTD))
 	for lines.Scan() {
 		fmt.Fprintf(w, "%s\r\n", lines.Text())
+	}
+}
+
+// maxTold bounds how many terminals a login tells of; the list has all of them.
+const maxTold = 3
+
+// tellCutOff writes how to take up the terminals of SSH sessions that were cut off, the last ones first.
+func (t *terminalHost) tellCutOff(w io.Writer, agent string) {
+	ctx, cancel := context.WithTimeout(context.Background(), tellTimeout)
+	defer cancel()
+	all, err := t.list(ctx)
+	if err != nil {
+		t.log.Debug("cannot tell of terminals that were cut off", "error", err)
+		return
+	}
+	all = slices.DeleteFunc(all, func(s shownTerminal) bool { return s.cutOff.IsZero() || s.Exited != nil })
+	slices.SortFunc(all, func(a, b shownTerminal) int { return b.cutOff.Compare(a.cutOff) })
+	for _, s := range all[:min(len(all), maxTold)] {
+		fmt.Fprintf(w, "A terminal that was cut off %v ago is still running; take it up again with: berth shell %s %s\r\n",
+			time.Since(s.cutOff).Round(time.Second), agent, cmp.Or(s.Name, s.ID))
+	}
+	if more := len(all) - maxTold; more > 0 {
+		fmt.Fprintf(w, "There are %d more: berth shell %s --list\r\n", more, agent)
 	}
 }

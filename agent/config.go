@@ -72,6 +72,8 @@ type Services struct {
 	// attached, without a name and with one; 0 means for ever.
 	TerminalIdleTimeout      time.Duration
 	NamedTerminalIdleTimeout time.Duration
+	// SSHTerminalGrace is how long the terminal of an SSH session that was cut off waits to be taken up again; 0 ends it at once.
+	SSHTerminalGrace time.Duration
 	// TerminalScrollback is how many lines that left the screen a terminal keeps, within 4 MiB; 0 means 10,000.
 	TerminalScrollback int
 	// StopTimeout is what all stop scripts together may take; 0 means a minute.

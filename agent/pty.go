@@ -135,6 +135,9 @@ func (s *ptyServer) attach(ctx context.Context, conn net.Conn) error {
 		att.Close()
 	})
 	defer leave()
+	if !init.ReadOnly {
+		s.terminals.takenUp(ctx, att.Info())
+	}
 
 	// Whichever direction ends first ends the other: closing conn and att frees both.
 	input := make(chan error, 1)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/berthd/berth/ptyhost"
+	"github.com/berthd/berth/sshd"
 )
 
 // terminalHost reaches the process that owns the terminals, and starts it anew should it have died.
@@ -20,6 +21,9 @@ type terminalHost struct {
 	start  func(socket string) error
 	idle   idleTimes
 	log    *slog.Logger
+
+	// ssh are the SSH clients that hold terminals; nil means that there are none.
+	ssh sshHolders
 
 	scrollback int // lines of new terminals; 0 is the host's default
 
@@ -38,6 +42,12 @@ func (t idleTimes) of(name string) time.Duration {
 	return t.named
 }
 
+// sshHolders knows the terminals of SSH sessions; *sshd.Server is one.
+type sshHolders interface {
+	Held(ctx context.Context) map[string]time.Time
+	TakeUp(ctx context.Context, id string)
+}
+
 // watchAgain is how long to wait before watching anew what could not be watched.
 const watchAgain = 10 * time.Second
 
@@ -53,19 +63,56 @@ func (t *terminalHost) Attach(ctx context.Context, req ptyhost.AttachRequest) (a
 	return att, err
 }
 
-// list returns the terminals that can be attached to: not those that belong to one SSH session.
-func (t *terminalHost) list(ctx context.Context) (all []ptyhost.SessionInfo, err error) {
-	err = t.ask(ctx, func(c *ptyhost.Client) error {
+// Kill implements sshd.Terminals.
+func (t *terminalHost) Kill(ctx context.Context, id, signal string) error {
+	return t.ask(ctx, func(c *ptyhost.Client) error { return c.Kill(ctx, id, signal) })
+}
+
+// shownTerminal is a terminal that can be attached to.
+type shownTerminal struct {
+	ptyhost.SessionInfo
+	cutOff time.Time // since when the SSH client that opened it is gone; zero for other terminals
+}
+
+// list returns the terminals that can be attached to: of those of SSH sessions only the ones that were cut off.
+func (t *terminalHost) list(ctx context.Context) ([]shownTerminal, error) {
+	var all []ptyhost.SessionInfo
+	err := t.ask(ctx, func(c *ptyhost.Client) (err error) {
 		all, err = c.List(ctx)
 		return err
 	})
-	return slices.DeleteFunc(all, func(info ptyhost.SessionInfo) bool { return info.Bound }), err
+	if err != nil {
+		return nil, err
+	}
+	var held map[string]time.Time
+	if t.ssh != nil && slices.ContainsFunc(all, func(info ptyhost.SessionInfo) bool { return info.Kind == sshd.KindSSH && info.Viewers > 0 }) {
+		held = t.ssh.Held(ctx)
+	}
+	var shown []shownTerminal
+	for _, info := range all {
+		silent, isHeld := held[info.ID]
+		switch {
+		case info.Bound || isHeld && silent.IsZero(): // its client is there
+		case info.Kind != sshd.KindSSH:
+			shown = append(shown, shownTerminal{SessionInfo: info})
+		case isHeld:
+			shown = append(shown, shownTerminal{info, silent})
+		default:
+			shown = append(shown, shownTerminal{info, info.LeftAt})
+		}
+	}
+	return shown, nil
+}
+
+// takenUp is told that somebody attached to a terminal, and may type in it.
+func (t *terminalHost) takenUp(ctx context.Context, info ptyhost.SessionInfo) {
+	if t.ssh != nil && info.Kind == sshd.KindSSH {
+		t.ssh.TakeUp(ctx, info.ID)
+	}
 }
 
 // close ends a terminal.
-func (t *terminalHost) close(ctx context.Context, id string) error {
-	return t.ask(ctx, func(c *ptyhost.Client) error { return c.Kill(ctx, id, "") })
-}
+func (t *terminalHost) close(ctx context.Context, id string) error { return t.Kill(ctx, id, "") }
 
 // rename gives a terminal a name, and the lifetime of one that has a name.
 func (t *terminalHost) rename(ctx context.Context, id, name string) error {

@@ -85,6 +85,9 @@ type CreateRequest struct {
 	// Container is told to those who list the session: where the program runs, if it enters a container.
 	Container string `json:"container,omitempty"`
 
+	// Kind is told to those who list the session: what opened it, a word between callers. Optional.
+	Kind string `json:"kind,omitempty"`
+
 	// Argv, Dir and Env start the program. They are used as they are: the host adds nothing else to Env, and looks nothing up in PATH unless Argv[0]
 	// has no slash, and then in the PATH of Env.
 	Argv []string `json:"argv"`
@@ -124,9 +127,11 @@ type SessionInfo struct {
 	Running    string      `json:"running,omitempty"`   // the command in the foreground, cut at 1 KiB; in lists only
 	Directory  string      `json:"directory,omitempty"` // where it is: OSC 7, else of the process in the foreground; in lists only
 	Container  string      `json:"container,omitempty"`
+	Kind       string      `json:"kind,omitempty"` // as the creator said
 	PID        int         `json:"pid"`
 	Created    time.Time   `json:"created"`
 	LastActive time.Time   `json:"last_active"`      // last output or input
+	LeftAt     time.Time   `json:"left_at,omitzero"` // when the last viewer left; zero while there are some
 	EndsAt     time.Time   `json:"ends_at,omitzero"` // when it is ended if nobody attaches
 	Viewers    int         `json:"viewers"`
 	Bound      bool        `json:"bound,omitempty"` // it ends with its last viewer (KillOnDetach)

@@ -77,6 +77,7 @@ type session struct {
 	exit       *ExitStatus
 	idle       *time.Timer
 	endsAt     time.Time // when idle fires
+	leftAt     time.Time // when the last viewer left, zero while there are some
 }
 
 // input is what one viewer typed, waiting for the program to read it.
@@ -306,6 +307,7 @@ func (s *session) attach(conn net.Conn, req AttachRequest) (*viewer, error) {
 	}
 	missed := s.continues(v, req)
 	s.viewers[v] = struct{}{}
+	s.leftAt = time.Time{}
 	if s.active == nil && !v.readOnly {
 		s.activate(v)
 	}
@@ -344,6 +346,9 @@ func (s *session) detach(v *viewer, told bool) {
 		}
 	}
 	last := len(s.viewers) == 0
+	if last {
+		s.leftAt = time.Now()
+	}
 	if last && s.exit == nil {
 		s.startIdle()
 	}
@@ -563,8 +568,8 @@ func (s *session) info() SessionInfo {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return SessionInfo{
-		ID: s.id, Name: s.req.Name, Title: shown(s.screen.title()), Command: shown(strings.Join(s.req.Argv, " ")), Container: s.req.Container, PID: s.tty.cmd.Process.Pid,
-		Directory: shown(localDirectory(s.screen.directory())), Created: s.created, LastActive: s.lastActive, EndsAt: s.endsAt,
+		ID: s.id, Name: s.req.Name, Title: shown(s.screen.title()), Command: shown(strings.Join(s.req.Argv, " ")), Container: s.req.Container, Kind: s.req.Kind, PID: s.tty.cmd.Process.Pid,
+		Directory: shown(localDirectory(s.screen.directory())), Created: s.created, LastActive: s.lastActive, LeftAt: s.leftAt, EndsAt: s.endsAt,
 		Viewers: len(s.viewers), Bound: s.req.KillOnDetach, Size: s.size, Exited: s.exit,
 	}
 }

@@ -14,10 +14,12 @@ import (
 // connection is one client's. It owns what must go with it: forwarded listeners, the agent socket, every goroutine started for it. Whatever is
 // opened for it closes itself when ctx is done.
 type connection struct {
-	srv    *Server
-	remote net.Addr
-	ctx    context.Context // done when the connection is
-	cancel context.CancelFunc
+	srv       *Server
+	remote    net.Addr
+	transport *transport
+	life      context.Context // done when the server has been told to stop
+	ctx       context.Context // done when the connection is
+	cancel    context.CancelFunc
 
 	channels  atomic.Int64
 	keepAlive sync.Once
@@ -26,17 +28,15 @@ type connection struct {
 
 	mu     sync.Mutex
 	closed bool
+	asked  chan struct{}   // not nil while the client is asked whether it is there; closed when it answers
+	ssh    *ssh.ServerConn // set with the first channel
 	work   sync.WaitGroup
+	silent atomic.Bool // closed by us, since it did not answer
 }
-
-// quietConn takes no deadlines: gliderlabs sets one before each read and write, always none here, and on a tailnet connection each costs a timer.
-type quietConn struct{ net.Conn }
-
-func (quietConn) SetDeadline(time.Time) error { return nil }
 
 // serveConn serves one connection until it or life ends, and returns when nothing of it is left.
 func (s *Server) serveConn(life context.Context, raw net.Conn) {
-	c := &connection{srv: s, remote: raw.RemoteAddr()}
+	c := &connection{srv: s, remote: raw.RemoteAddr(), transport: newTransport(raw), life: life}
 	c.ctx, c.cancel = context.WithCancel(life)
 	stop := context.AfterFunc(c.ctx, func() { raw.Close() })
 	defer func() {
@@ -78,7 +78,7 @@ func (s *Server) serveConn(life context.Context, raw net.Conn) {
 			"cancel-streamlocal-forward@openssh.com": c.request(c.cancelForwardUnix),
 		},
 	}
-	s.shield("connection", func() { gl.HandleConn(quietConn{raw}) })
+	s.shield("connection", func() { gl.HandleConn(c.transport) })
 }
 
 // enter counts a goroutine in that wait will wait for. It refuses once the connection is being torn down; leave counts it out.
@@ -121,7 +121,10 @@ func (c *connection) channel(handle func(*ssh.ServerConn, ssh.NewChannel)) glssh
 			return
 		}
 		defer c.leave()
-		c.keepAlive.Do(func() { c.run("keep-alive", func() { c.keepAlives(conn) }) })
+		c.keepAlive.Do(func() {
+			c.setSSH(conn)
+			c.run("keep-alive", c.keepAlives)
+		})
 		defer c.channels.Add(-1)
 		if c.channels.Add(1) > maxChannels {
 			nc.Reject(ssh.ResourceShortage, "too many channels on this connection")
@@ -144,34 +147,84 @@ func (c *connection) request(handle func(*ssh.ServerConn, []byte) (bool, []byte)
 	}
 }
 
-// keepAlives asks the client now and then whether it lives. Any answer counts, a refusal too.
-func (c *connection) keepAlives(conn *ssh.ServerConn) {
+func (c *connection) setSSH(conn *ssh.ServerConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ssh = conn
+}
+
+// keepAlives asks the client now and then whether it lives, and closes the connection of one that is silent for long.
+func (c *connection) keepAlives() {
 	tick := time.NewTicker(c.srv.cfg.KeepAlive)
 	defer tick.Stop()
-	answered := make(chan struct{}, 1)
-	missed, waiting := 0, false
-	for {
+	var answered <-chan struct{} // to what was asked last
+	for missed := 0; missed < keepAliveTries; {
 		select {
 		case <-c.ctx.Done():
 			return
-		case <-answered:
-			missed, waiting = 0, false
 		case <-tick.C:
-			if waiting {
-				if missed++; missed >= keepAliveTries {
-					c.srv.cfg.Log.Info("closed the connection of an SSH client that no longer answers", "remote", c.remote)
-					c.cancel()
-					return
-				}
-				continue
-			}
-			waiting = true
-			// SendRequest ends with the connection, which serveConn closes before it waits.
-			c.run("keep-alive", func() {
-				if _, _, err := conn.SendRequest("keepalive@openssh.com", true, nil); err == nil {
-					answered <- struct{}{}
-				}
-			})
 		}
+		select {
+		case <-answered:
+			answered, missed = nil, 0
+		default:
+		}
+		if answered == nil {
+			answered = c.ask()
+			continue
+		}
+		missed++
 	}
+	c.srv.cfg.Log.Info("closed the connection of an SSH client that no longer answers", "remote", c.remote)
+	c.silent.Store(true)
+	c.cancel()
 }
+
+// ask asks the client whether it is there, unless it is being asked already. What it returns is closed by any answer, a refusal too.
+func (c *connection) ask() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asked != nil {
+		return c.asked
+	}
+	answered := make(chan struct{})
+	if c.closed || c.ssh == nil {
+		return answered
+	}
+	c.asked = answered
+	c.work.Go(func() {
+		// It ends with the connection, which serveConn closes before it waits.
+		_, _, err := c.ssh.SendRequest("keepalive@openssh.com", true, nil)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.asked = nil
+		if err == nil {
+			close(answered)
+		}
+	})
+	return answered
+}
+
+// silentSince returns the zero time if the client is there, else when it was heard last.
+func (c *connection) silentSince(ctx context.Context) time.Time {
+	before := c.transport.heardAt()
+	if time.Since(before) < probeFresh {
+		return time.Time{}
+	}
+	limit := time.NewTimer(probeTimeout)
+	defer limit.Stop()
+	select {
+	case <-c.ask():
+		return time.Time{}
+	case <-limit.C:
+	case <-ctx.Done():
+	case <-c.ctx.Done():
+	}
+	if heard := c.transport.heardAt(); heard.After(before) { // it says something else first
+		return time.Time{}
+	}
+	return before
+}
+
+// cut reports whether the connection ended without the client having left.
+func (c *connection) cut() bool { return c.life.Err() != nil || c.silent.Load() || c.transport.cut() }

@@ -20,6 +20,7 @@ import (
 // Terminals starts and reaches terminals; *ptyhost.Client is one.
 type Terminals interface {
 	Attach(ctx context.Context, req ptyhost.AttachRequest) (*ptyhost.Attachment, error)
+	Kill(ctx context.Context, id, signal string) error
 }
 
 // Config is what a [Server] needs. HostKey, Terminals and Command must be set.
@@ -29,6 +30,9 @@ type Config struct {
 
 	// Terminals runs the sessions that ask for a PTY.
 	Terminals Terminals
+
+	// Keep is how long the terminal of a client that was cut off waits to be taken up again. Zero ends it with its connection.
+	Keep time.Duration
 
 	// Command says how a command line is started; the empty line is the login shell. clientEnv is what the client sent, already
 	// filtered, as NAME=value. An error (such as a manifest that has not come yet) is shown to the user.
@@ -51,7 +55,7 @@ type Config struct {
 	Block Block
 
 	// KeepAlive is how often a client is asked whether it still lives; its connection is closed when three in a row go
-	// unanswered. Zero means a day: a laptop may sleep, and the transport below has its own, shorter, idea of death.
+	// unanswered. Zero means a day: a laptop may sleep, and the transport below has its own, shorter, idea of death. See also [Server.Held].
 	KeepAlive time.Duration
 
 	// Log is where the server writes; nil discards.
@@ -120,8 +124,9 @@ type Server struct {
 	limits limits
 	counts struct{ ssh, vscode, jetbrains, connections atomic.Int64 }
 
-	mu   sync.Mutex
-	jobs map[*job]struct{} // commands without a terminal, the ones whose channel has gone included
+	mu    sync.Mutex
+	jobs  map[*job]struct{} // commands without a terminal, the ones whose channel has gone included
+	holds map[string]*hold  // terminals that clients are attached to, by id
 }
 
 // New checks cfg and returns a server that serves nothing yet.
@@ -144,6 +149,7 @@ func New(cfg Config) (*Server, error) {
 		cfg:    cfg,
 		limits: limits{handshake: handshakeTimeout, shutdown: shutdownBudget, connections: maxConnections},
 		jobs:   make(map[*job]struct{}),
+		holds:  make(map[string]*hold),
 	}, nil
 }
 

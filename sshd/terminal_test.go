@@ -186,7 +186,7 @@ func TestSlowTerminal(t *testing.T) {
 
 // OpenSSH's own interactive client in a terminal of its own: tmux plays the person.
 func TestEscape(t *testing.T) {
-	f := serve(t, withTerminals(t))
+	f, host := keeping(t)
 	dir, err := os.MkdirTemp("", "tmux")
 	if err != nil {
 		t.Fatal(err)
@@ -219,6 +219,10 @@ func TestEscape(t *testing.T) {
 	if status, err := os.ReadFile(fifo); err != nil || string(status) != "status 255\n" {
 		t.Errorf("after ~.: %q, %v", status, err)
 	}
+	eventually(t, "the shell is ended", func() bool {
+		all, err := host.List(t.Context())
+		return err == nil && len(all) == 0
+	})
 }
 
 var _ Terminals = (*ptyhost.Client)(nil)

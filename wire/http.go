@@ -137,14 +137,16 @@ type Terminal struct {
 	Running   string     `json:"running,omitempty"`   // the command in the foreground now, where that can be read
 	Directory string     `json:"directory,omitempty"` // where it is (OSC 7, else of the process in the foreground)
 	Container string     `json:"container,omitempty"`
+	Kind      string     `json:"kind,omitempty"` // "ssh" for the terminal of an SSH session; only one that was cut off is listed
 	PID       int        `json:"pid"`
 	Rows      uint16     `json:"rows"`
 	Cols      uint16     `json:"cols"`
 	Viewers   int        `json:"viewers"`
 	CreatedAt time.Time  `json:"created_at"`
-	ActiveAt  time.Time  `json:"active_at"`        // last output or input
-	EndsAt    time.Time  `json:"ends_at,omitzero"` // when it is ended if nobody attaches
-	Exited    *PTYEnding `json:"exited,omitempty"` // how it ended, while nobody was told
+	ActiveAt  time.Time  `json:"active_at"`           // last output or input
+	EndsAt    time.Time  `json:"ends_at,omitzero"`    // when it is ended if nobody attaches
+	CutOffAt  time.Time  `json:"cut_off_at,omitzero"` // when the SSH client of a terminal of kind "ssh" was cut off
+	Exited    *PTYEnding `json:"exited,omitempty"`    // how it ended, while nobody was told
 }
 
 // TerminalChange changes a terminal (PATCH [PathAgentTerminals]/{id or name}).

@@ -164,6 +164,7 @@ func TestTerminalTable(t *testing.T) {
 		{Name: "build", Running: "make -j8", Title: "evil\x1b]0;owned\x07\r\n\u202etitle", Rows: 30, Cols: 100, Viewers: 2, CreatedAt: now.Add(-3 * time.Hour), ActiveAt: now},
 		{ID: id, Command: "/bin/bash -l", Container: "web", Rows: 24, Cols: 80, CreatedAt: now.Add(-time.Minute), ActiveAt: now.Add(-30 * time.Second), EndsAt: now.Add(4 * time.Minute)},
 		{Name: "done", Command: strings.Repeat("x", 50), Rows: 24, Cols: 80, CreatedAt: now, ActiveAt: now, Exited: &wire.PTYEnding{Code: 3}},
+		{Name: "ssh-k3m9qa", Kind: "ssh", Command: "/bin/bash -l", Rows: 24, Cols: 80, CreatedAt: now.Add(-time.Hour), ActiveAt: now, EndsAt: now.Add(3 * time.Minute), CutOffAt: now.Add(-2 * time.Minute)},
 	}
 	var out bytes.Buffer
 	if err := terminalTable(all, now).print(&out, 0); err != nil {
@@ -173,6 +174,7 @@ func TestTerminalTable(t *testing.T) {
 build                                 3h   now   2        100x30  -              make -j8                          evil\x1b]0;owned\x07\x0d\n\u202etitle
 6d1c1d2c-5f0e-4a53-9a0c-1f1f3f1d7c52  60s  30s   0        80x24   in 4m          web: /bin/bash -l                 -
 done                                  now  now   0        80x24   ended, code 3  xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…  -
+ssh-k3m9qa                            60m  now   0        80x24   in 3m          /bin/bash -l                      ssh, cut off 2m ago
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Error(diff)

@@ -163,12 +163,16 @@ func terminalTable(all []wire.Terminal, now time.Time) *table {
 		if s.Container != "" {
 			running = s.Container + ": " + running
 		}
+		title := s.Title
+		if !s.CutOffAt.IsZero() {
+			title = strings.TrimSpace("ssh, cut off " + ago(now, s.CutOffAt) + "  " + title)
+		}
 		add := t.add
 		if s.Exited != nil {
 			add = t.addFaint
 		}
 		add(cmp.Or(s.Name, s.ID.String()), strings.TrimSuffix(ago(now, s.CreatedAt), " ago"), strings.TrimSuffix(ago(now, s.ActiveAt), " ago"),
-			strconv.Itoa(s.Viewers), fmt.Sprintf("%dx%d", s.Cols, s.Rows), ends, runewidth.Truncate(clean(running), maxRunning, "…"), s.Title)
+			strconv.Itoa(s.Viewers), fmt.Sprintf("%dx%d", s.Cols, s.Rows), ends, runewidth.Truncate(clean(running), maxRunning, "…"), title)
 	}
 	return t
 }

@@ -131,6 +131,7 @@ func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(
 			NoDevcontainers:          !s.services.devcontainers,
 			TerminalIdleTimeout:      s.services.terminalIdle,
 			NamedTerminalIdleTimeout: s.services.namedTerminalIdle,
+			SSHTerminalGrace:         s.services.sshGrace,
 			TerminalScrollback:       int(s.services.scrollback),
 			StopTimeout:              s.services.stopTimeout,
 		},

@@ -62,6 +62,7 @@ type serviceSettings struct {
 	stopTimeout       time.Duration
 	terminalIdle      time.Duration
 	namedTerminalIdle time.Duration
+	sshGrace          time.Duration
 	scrollback        uint
 	listenPort        uint
 	relayOnly         bool
@@ -181,6 +182,9 @@ var options = []option{
 	{name: "named-terminal-idle-timeout", env: "BERTH_NAMED_TERMINAL_IDLE_TIMEOUT",
 		usage: "the same for a terminal that has one, as those of berth shell do",
 		bind:  span(func(s *settings) *time.Duration { return &s.services.namedTerminalIdle }, 0)},
+	{name: "ssh-terminal-grace", env: "BERTH_SSH_TERMINAL_GRACE",
+		usage: "how long the terminal of an SSH session that was cut off waits to be taken up by berth shell; 0 ends it at once",
+		bind:  span(func(s *settings) *time.Duration { return &s.services.sshGrace }, 5*time.Minute)},
 	{name: "terminal-scrollback", env: "BERTH_TERMINAL_SCROLLBACK",
 		usage: "how many `lines` that left a terminal's screen are kept, within 4 MiB; 0 means 10000",
 		bind: func(fs *flag.FlagSet, s *settings, name, usage string) {
@@ -403,6 +407,9 @@ func (s *settings) check() error {
 	}
 	if s.services.terminalIdle < 0 || s.services.namedTerminalIdle < 0 {
 		return usagef("--terminal-idle-timeout and --named-terminal-idle-timeout cannot be negative: 0 means for ever")
+	}
+	if s.services.sshGrace < 0 {
+		return usagef("--ssh-terminal-grace cannot be negative: 0 ends the terminal of an SSH session with its connection")
 	}
 	if s.services.scrollback > math.MaxInt32 {
 		return usagef("--terminal-scrollback %d is more than any terminal has", s.services.scrollback)
