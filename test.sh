@@ -48,7 +48,7 @@ tools() {
 	PATH=$PATH:/usr/sbin:/sbin
 	need gcc=gcc git=git sshd=openssh-server ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
 		less=less man=man-db htop=htop unshare=util-linux iperf3=iperf3 dnsmasq=dnsmasq-base \
-		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static perl=perl-base \
+		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static perl=perl-base systemd-nspawn=systemd-container \
 		zsh=zsh fish=fish rsync=rsync
 }
 

@@ -253,6 +253,7 @@ func noContainers(cfg Config) string {
 func (a *agent) stages() []stage {
 	return []stage{
 		{name: "reporter", run: a.runReporter, budget: reporterBudget},
+		{name: "heartbeat", run: a.runHeartbeat, budget: time.Second},
 		{name: "link", run: a.link.run, budget: linkBudget},
 		{name: "owner", run: a.runReinit, budget: linkBudget},
 		{name: "last reports", run: a.runFlush, budget: flushBudget + time.Second},

@@ -41,7 +41,8 @@ type Config struct {
 	Log  *slog.Logger
 	Tail *LogTail
 	// Event is told each step; nil discards it. It must not block.
-	Event func(Event)
+	Event     func(Event)
+	Heartbeat Heartbeat
 }
 
 // Server is the control server and the way to it.

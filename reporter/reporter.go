@@ -178,6 +178,9 @@ func overHTTP(err error) error {
 	return fmt.Errorf("%w: %w", errNoAnswer, err)
 }
 
+// Backlog returns how many bytes of log lines the server does not have yet.
+func (r *Reporter) Backlog() int64 { return r.spool.backlog() }
+
 // For says which agent it is that reports. Call it before Deliver: log lines that another agent left in
 // Dir are dropped.
 func (r *Reporter) For(agent uuid.UUID) { r.spool.belongTo(agent) }

@@ -50,9 +50,15 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	}
 	defer steps.close()
 
+	systemd := openSupervisor(p.env, log)
+	defer systemd.close()
+
 	ctx, release := withSignals(ctx, s.stock, log)
 	defer release()
-	cfg, exchange, err := s.agentConfig(ctx, log, steps.tell)
+	cfg, exchange, err := s.agentConfig(ctx, log, func(e agent.Event) {
+		steps.tell(e)
+		systemd.tell(e)
+	})
 	if err != nil {
 		return err
 	}
@@ -69,7 +75,7 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	if err := prepareEnvironment(socket); err != nil {
 		return err
 	}
-	cfg.State, cfg.Tail = state, tail
+	cfg.State, cfg.Tail, cfg.Heartbeat = state, tail, systemd.heartbeat()
 	if cfg.Helpers, err = s.helpers(state); err != nil {
 		log.Warn("git and others in the workspace cannot use the server's credentials", "error", err)
 	}
@@ -77,6 +83,9 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 		return startTerminals(selfCommand(whole), socket, state.Path("ptyhost.log"), log)
 	}
 
+	defer context.AfterFunc(ctx, func() {
+		systemd.stopping(errors.Is(context.Cause(ctx), agent.ErrRestart), s.services.stopTimeout)
+	})()
 	log.Info("berthd starts", "version", version, "server", cfg.Server.URL, "identity", cfg.Identity, "state", s.dirs.state)
 	if err := agent.Run(ctx, cfg); err != nil {
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
@@ -147,9 +156,9 @@ func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(
 }
 
 // prepareEnvironment makes the process environment what children may inherit: no credentials of
-// ours, and the way to report to us.
+// ours, nothing by which they could speak to systemd for us, and the way to report to us.
 func prepareEnvironment(socket string) error {
-	for _, name := range []string{envToken, envTokenFallback, identity.EnvCredentials, "BERTH_HEADER", "CODER_AGENT_HEADER"} {
+	for _, name := range []string{envToken, envTokenFallback, identity.EnvCredentials, "BERTH_HEADER", "CODER_AGENT_HEADER", envNotify, envWatchdog, envWatchdogPID} {
 		if err := os.Unsetenv(name); err != nil {
 			return fmt.Errorf("cannot clear %s: %w", name, err)
 		}
