@@ -173,6 +173,7 @@ load() {
 # Tests that read BERTH_LONG do in CI a part of what they do here; one line a package.
 long() {
 	tools
+	need emacs=emacs-nox ansible=ansible-core # some 300 MB together
 	judge
 	export BERTH_LONG=1
 	go test -count=1 -timeout 60m -v ./ptyhost/...

@@ -82,8 +82,9 @@ func finish(t *testing.T, cmd *exec.Cmd, stdin io.Reader) outcome {
 	return outcome{out.String(), errOut.String(), cmd.ProcessState.ExitCode()}
 }
 
-// begin starts a command and waits until it says that it is ready. What it says after that comes from the reader; the writer is its input.
-func begin(t *testing.T, cmd *exec.Cmd) (io.WriteCloser, *bufio.Reader) {
+// begin starts a command, tells it some first words and waits until it says that it is ready. What it says after that comes from the
+// reader; the writer is its input.
+func begin(t *testing.T, cmd *exec.Cmd, first ...string) (io.WriteCloser, *bufio.Reader) {
 	t.Helper()
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -104,6 +105,11 @@ func begin(t *testing.T, cmd *exec.Cmd) (io.WriteCloser, *bufio.Reader) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
+	for _, words := range first {
+		if _, err := io.WriteString(in, words); err != nil {
+			t.Fatal(err)
+		}
+	}
 	r := bufio.NewReader(out)
 	if line, err := r.ReadString('\n'); strings.TrimSpace(line) != "ready" {
 		cmd.Process.Kill()
