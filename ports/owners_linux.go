@@ -33,7 +33,8 @@ type owners struct {
 	byKey     map[socketKey]*holder
 	holders   []*holder // of the sockets of the last scan, in their order
 	processes map[int]*process
-	next      int // where to look again
+	count     count // when they were last seen to live
+	next      int   // where to look again
 	walks     budget
 	reader    reader
 	lost      bool // some owner has ended since this was last asked
@@ -52,11 +53,11 @@ type holder struct {
 
 // resolve makes sure that the owner of each socket is known, as far as it can be, and forgets those of other sockets. It reports whether anything that
 // is told of owners has changed. fresh says that the sockets are others than the last time.
-func (o *owners) resolve(ctx context.Context, sockets []socket, fresh bool, now time.Time) bool {
+func (o *owners) resolve(ctx context.Context, sockets []socket, fresh bool, processes count, now time.Time) bool {
 	if fresh {
 		o.take(sockets)
 	}
-	changed := o.verify(now)
+	changed := o.verify(processes, now)
 	var wanted map[uint32]*holder
 	for _, h := range o.holders {
 		if h.pid == 0 && h.key.inode != 0 && now.Sub(h.checked) >= retryUnknown {
@@ -133,13 +134,15 @@ func (o *owners) take(sockets []socket) {
 	}
 }
 
-// verify looks whether what was found out still holds: whether the processes live, and of what was read long ago a part again. It reports whether
-// anything has changed.
-func (o *owners) verify(now time.Time) bool {
+// verify looks whether what was found out still holds: whether the processes live, if any may have ended, and of what was read long ago a part
+// again. It reports whether anything has changed.
+func (o *owners) verify(processes count, now time.Time) bool {
 	changed := false
 	left := maxProcesses
+	same := processes.known() && processes == o.count
+	o.count = processes
 	for pid, p := range o.processes {
-		if errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+		if !same && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 			o.lose(pid)
 			changed = true
 			continue

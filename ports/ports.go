@@ -131,7 +131,7 @@ func (l *Lister) look(ctx context.Context, exact bool) ([]wire.ListeningPort, er
 	}
 	fresh := !slices.Equal(found, l.sockets)
 	l.sockets, l.spare = found, l.sockets
-	fresh = l.owners.resolve(ctx, l.sockets, fresh, now) || fresh
+	fresh = l.owners.resolve(ctx, l.sockets, fresh, l.spaces.count, now) || fresh
 	if err := ctx.Err(); err != nil {
 		l.list = nil // it may lack owners that another scan finds
 		return nil, err

@@ -301,6 +301,46 @@ func TestOwner(t *testing.T) {
 	})
 }
 
+// TestOwnerEnds: a socket that outlives its owner in another process is that process's from the next list on.
+func TestOwnerEnds(t *testing.T) {
+	sources(t, func(t *testing.T, l *Lister) {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		socket, err := listener.(*net.TCPListener).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := listener.Addr().(*net.TCPAddr).Port
+		var holders []*exec.Cmd
+		for range 3 {
+			cmd := exec.Command("sleep", "60")
+			cmd.ExtraFiles = []*os.File{socket}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer cmd.Wait()
+			defer cmd.Process.Kill()
+			holders = append(holders, cmd)
+		}
+		listener.Close()
+		socket.Close()
+		for _, holder := range holders {
+			for range 2 { // the second of an unchanged machine
+				if got := find(lists(t, l), "tcp", port); got == nil || got.PID != holder.Process.Pid {
+					t.Fatalf("got %+v, want process %d", got, holder.Process.Pid)
+				}
+			}
+			holder.Process.Kill()
+			holder.Wait()
+		}
+		if got := find(lists(t, l), "tcp", port); got != nil {
+			t.Errorf("a port that nobody listens on any more is listed: %+v", got)
+		}
+	})
+}
+
 // list starts this binary in a role that lists, and returns what it found.
 func listAs(t *testing.T, role string, attr syscall.SysProcAttr) wire.ListeningPorts {
 	t.Helper()

@@ -23,9 +23,12 @@ func bestSource(*slog.Logger) source { return nothing{} }
 
 type namespace struct{ id int64 }
 
+type count struct{}
+
 type spaces struct {
-	own  namespace
-	full bool
+	own   namespace
+	full  bool
+	count count
 }
 
 // peek is never called: there are no others.
@@ -41,7 +44,7 @@ func (*spaces) release()                      {}
 
 type owners struct{ lost bool }
 
-func (*owners) resolve(context.Context, []socket, bool, time.Time) bool { return false }
-func (*owners) pid(int) int                                             { return 0 }
-func (*owners) user(uint32) string                                      { return "" }
-func (*owners) process(int) *process                                    { return new(process) }
+func (*owners) resolve(context.Context, []socket, bool, count, time.Time) bool { return false }
+func (*owners) pid(int) int                                                    { return 0 }
+func (*owners) user(uint32) string                                             { return "" }
+func (*owners) process(int) *process                                           { return new(process) }

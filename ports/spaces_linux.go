@@ -73,8 +73,8 @@ type spaces struct {
 	sorted []*namespace
 	full   bool // there are more than maxNamespaces
 
-	loads  *os.File // /proc/loadavg, which names the newest process
-	newest string
+	loads  *os.File // /proc/loadavg
+	count  count
 	moved  time.Time // when the newest process was last another than before
 	walked time.Time
 }
@@ -109,8 +109,10 @@ func (f *spaces) others(now time.Time) []*namespace {
 			f.self = containerOf(group)
 		}
 	}
-	if newest := f.newestPID(); newest != f.newest {
-		f.newest, f.moved = newest, now
+	before := f.count
+	f.count = f.read()
+	if f.count.newest != before.newest {
+		f.moved = now
 	}
 	if now.Sub(f.moved) < settling || now.Sub(f.walked) >= recheck {
 		f.walk(now)
@@ -129,21 +131,30 @@ func (f *spaces) others(now time.Time) []*namespace {
 	return f.sorted
 }
 
-// newestPID is the process that was started last, as far as the kernel tells.
-func (f *spaces) newestPID() string {
+// count is what the kernel tells of all processes in a few microseconds: how many threads there are, and which was started last. While both stay as
+// they are none has begun, as the number of the last one would be another, and so none has ended either. Where berthd is in a container a thread
+// outside that begins as one inside ends hides it, until the next change.
+type count struct{ threads, newest string }
+
+// known reports whether a kernel counts at all: some sandboxes answer with noughts.
+func (c count) known() bool { return c.threads != "" && c.threads != "0" }
+
+// read reads /proc/loadavg (proc(5)): three averages, threads that run and all, the newest.
+func (f *spaces) read() count {
 	if f.loads == nil {
 		var err error
 		if f.loads, err = os.Open("/proc/loadavg"); err != nil {
-			return ""
+			return count{}
 		}
 	}
 	var line [64]byte
 	n, _ := f.loads.ReadAt(line[:], 0)
 	fields := strings.Fields(string(line[:n]))
-	if len(fields) == 0 {
-		return ""
+	if len(fields) != 5 {
+		return count{}
 	}
-	return fields[len(fields)-1]
+	_, threads, _ := strings.Cut(fields[3], "/")
+	return count{threads, fields[4]}
 }
 
 // walk looks at the processes that have not settled, and forgets those that are gone.
