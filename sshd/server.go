@@ -72,7 +72,7 @@ type Container struct {
 type Block struct {
 	FileTransfer  bool // the sftp subsystem and commands named nc, rsync, scp or sftp
 	LocalForward  bool // direct-tcpip and direct-streamlocal
-	RemoteForward bool // tcpip-forward and streamlocal-forward
+	RemoteForward bool // tcpip-forward, streamlocal-forward and X11
 }
 
 // SessionType is the kind of client behind a session, as the client says.
@@ -124,6 +124,8 @@ type Server struct {
 	limits limits
 	counts struct{ ssh, vscode, jetbrains, connections atomic.Int64 }
 
+	displays displays
+
 	mu    sync.Mutex
 	jobs  map[*job]struct{} // commands without a terminal, the ones whose channel has gone included
 	holds map[string]*hold  // terminals that clients are attached to, by id
@@ -146,10 +148,11 @@ func New(cfg Config) (*Server, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Server{
-		cfg:    cfg,
-		limits: limits{handshake: handshakeTimeout, shutdown: shutdownBudget, connections: maxConnections},
-		jobs:   make(map[*job]struct{}),
-		holds:  make(map[string]*hold),
+		cfg:      cfg,
+		limits:   limits{handshake: handshakeTimeout, shutdown: shutdownBudget, connections: maxConnections},
+		displays: displays{most: maxDisplays, open: make(map[int]*display)},
+		jobs:     make(map[*job]struct{}),
+		holds:    make(map[string]*hold),
 	}, nil
 }
 

@@ -29,6 +29,8 @@ type session struct {
 	env       clientEnv
 	terminal  *ptyRequest // nil without
 	agentSock string
+	display   *display // nil without
+	noX11     error    // why there is none, if the client asked for one
 	started   bool
 	job       *job // what exec started
 
@@ -43,7 +45,6 @@ func (c *connection) session(conn *ssh.ServerConn, nc ssh.NewChannel) {
 		return
 	}
 	ctx, cancel := context.WithCancel(c.ctx)
-	defer cancel()
 	s := &session{
 		conn: c, ssh: conn, ch: ch, ctx: ctx,
 		env:   clientEnv{kind: SessionSSH},
@@ -51,6 +52,8 @@ func (c *connection) session(conn *ssh.ServerConn, nc ssh.NewChannel) {
 		// A client that sends more signals than a command takes in is not owed each of them.
 		signals: make(chan string, 16),
 	}
+	defer s.endX11()
+	defer cancel()
 	for req := range reqs {
 		start, ok := s.handle(req)
 		// The answer goes first, so that no output overtakes it.
@@ -78,6 +81,14 @@ func (s *session) handle(req *ssh.Request) (start func() (int, error), ok bool) 
 			return nil, false
 		}
 		return nil, s.env.set(p.Name, p.Value)
+	case "x11-req":
+		if s.started || s.display != nil {
+			return nil, false
+		}
+		if s.noX11 = s.forwardX11(req.Payload); s.noX11 != nil {
+			s.conn.srv.cfg.Log.Info("an SSH client gets no X11", "remote", s.conn.remote, "err", s.noX11)
+			return nil, false
+		}
 	case "auth-agent-req@openssh.com":
 		if s.started { // its environment is made already
 			return nil, true
@@ -119,7 +130,7 @@ func (s *session) handle(req *ssh.Request) (start func() (int, error), ok bool) 
 			return nil, false
 		}
 	case "keepalive@openssh.com":
-	default: // break and x11-req among them
+	default: // break among them
 		return nil, false
 	}
 	return nil, true
@@ -195,7 +206,19 @@ func (s *session) command(line string) (int, error) {
 	if err != nil {
 		return exitInternal, err
 	}
+	if s.display != nil && s.env.container.Name == "" { // a container has a loopback of its own
+		value, err := s.grant()
+		if err == nil {
+			spec.Env = setVar(spec.Env, "DISPLAY", value)
+		} else {
+			s.conn.srv.cfg.Log.Warn("an SSH client gets no X11", "remote", s.conn.remote, "err", err)
+			s.noX11 = err
+		}
+	}
 	if s.terminal != nil {
+		if s.noX11 != nil && line == "" { // somebody reads it; the client's own words give no reason
+			s.complain(s.noX11)
+		}
 		return s.attach(spec, line == "")
 	}
 	return s.exec(spec)
