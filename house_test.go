@@ -39,9 +39,10 @@ var mayImport = map[string][]string{
 	"tailnet":             {},
 	"tailnet/relay":       {},
 	"speedtest":           {},
+	"resume":              {},
 	"usage":               {},
 	"client":              {},
-	"agent":               {"identity", "reporter", "shell", "scripts", "containers", "ports", "ptyhost", "sshd", "tailnet", "speedtest", "usage", "client"},
+	"agent":               {"identity", "reporter", "shell", "scripts", "containers", "ports", "ptyhost", "sshd", "tailnet", "speedtest", "resume", "usage", "client"},
 	"control":             {"identity/attest", "tailnet", "tailnet/relay"},
 	"control/store":       {},
 	"control/coordinator": {},
@@ -54,7 +55,7 @@ var mayImport = map[string][]string{
 	"internal/berthd":     {"agent", "containers", "ptyhost", "identity", "client", "tailnet", "usage"},
 	"cmd/berthd":          {"internal/berthd"},
 	"cmd/berthd-ptyhost":  {"ptyhost"},
-	"cmd/berth":           {"client", "tailnet", "control", "speedtest", "identity/attest", "agent", "internal/berthd", "internal/testnet"},
+	"cmd/berth":           {"client", "tailnet", "control", "speedtest", "resume", "identity/attest", "agent", "internal/berthd", "internal/testnet"},
 }
 
 // owners lists who may import what is heavy, so that swapping it is one package's work.
