@@ -265,6 +265,7 @@ func (a *agent) stages() []stage {
 		{name: "mesh", run: a.runNode, ready: a.mesh.come, budget: meshBudget},
 		a.service("ssh on port 22", wire.PortSSHStandard, a.ssh.Serve),
 		a.service("ssh", wire.PortSSH, a.ssh.Serve),
+		a.service("resumed ssh", wire.PortResume, a.serveResumed),
 		a.service("pty", wire.PortPTY, a.pty.serve),
 		a.service("speed test", wire.PortSpeedtest, speedtest.Serve),
 		{name: "dev containers", run: a.view.run, budget: serviceBudget},

@@ -63,7 +63,9 @@ type Dirs struct {
 // Services says how the workspace's services behave.
 type Services struct {
 	// SSHMaxTimeout is after how long without any answer an SSH client counts as gone; 0 means 72 h.
-	SSHMaxTimeout            time.Duration
+	SSHMaxTimeout time.Duration
+	// SSHResumeWindow is how long an SSH connection of berth's own client is kept while its network is away; 0 means 10 minutes.
+	SSHResumeWindow          time.Duration
 	BlockFileTransfer        bool
 	BlockReversePortForwards bool
 	BlockLocalPortForwards   bool

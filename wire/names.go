@@ -23,6 +23,8 @@ const (
 	PortSpeedtest   = 3
 	PortHTTP        = 4
 	PortSSHStandard = 22
+	// PortResume is berth's addition: SSH over streams that are taken up again (package resume). Nothing listens there at a stock agent.
+	PortResume = 8
 
 	// FirstUserPort is the lowest port a port list shows: those below are the agent's own.
 	FirstUserPort = 9

@@ -134,6 +134,7 @@ func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(
 		Dirs:      agent.Dirs{Logs: s.dirs.logs, ScriptData: s.dirs.scriptData},
 		Services: agent.Services{
 			SSHMaxTimeout:            s.services.sshMaxTimeout,
+			SSHResumeWindow:          s.services.sshResumeWindow,
 			BlockFileTransfer:        s.services.blockFileTransfer,
 			BlockReversePortForwards: s.services.blockReverse,
 			BlockLocalPortForwards:   s.services.blockLocal,

@@ -59,6 +59,7 @@ type serviceSettings struct {
 	devcontainers     bool
 	coderCommand      bool
 	sshMaxTimeout     time.Duration
+	sshResumeWindow   time.Duration
 	stopTimeout       time.Duration
 	terminalIdle      time.Duration
 	namedTerminalIdle time.Duration
@@ -173,6 +174,9 @@ var options = []option{
 	{name: "ssh-max-timeout", env: "BERTH_SSH_MAX_TIMEOUT", fallback: "CODER_AGENT_SSH_MAX_TIMEOUT", stock: "ssh-max-timeout",
 		usage: "how long an SSH client may stay silent before it counts as gone",
 		bind:  span(func(s *settings) *time.Duration { return &s.services.sshMaxTimeout }, 72*time.Hour)},
+	{name: "ssh-resume-window", env: "BERTH_SSH_RESUME_WINDOW",
+		usage: "how long an SSH connection made by way of berth is kept while its network is away",
+		bind:  span(func(s *settings) *time.Duration { return &s.services.sshResumeWindow }, 10*time.Minute)},
 	{name: "stop-timeout", env: "BERTH_STOP_TIMEOUT",
 		usage: "how long all stop scripts together may take",
 		bind:  span(func(s *settings) *time.Duration { return &s.services.stopTimeout }, time.Minute)},
@@ -402,8 +406,8 @@ func (s *settings) check() error {
 	if err := s.server.check(); err != nil {
 		return err
 	}
-	if s.services.sshMaxTimeout < 0 || s.services.stopTimeout < 0 {
-		return usagef("--ssh-max-timeout and --stop-timeout cannot be negative: 0 means their default")
+	if s.services.sshMaxTimeout < 0 || s.services.sshResumeWindow < 0 || s.services.stopTimeout < 0 {
+		return usagef("--ssh-max-timeout, --ssh-resume-window and --stop-timeout cannot be negative: 0 means their default")
 	}
 	if s.services.terminalIdle < 0 || s.services.namedTerminalIdle < 0 {
 		return usagef("--terminal-idle-timeout and --named-terminal-idle-timeout cannot be negative: 0 means for ever")
