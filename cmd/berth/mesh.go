@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -28,6 +29,13 @@ const (
 	defaultWait = 30 * time.Second
 	// defaultTokenRefresh is when to ask for a resume token again if the server does not say.
 	defaultTokenRefresh = 30 * time.Minute
+
+	// probeInterval is how often a connection that shall outlive its network looks whether its agent is there. After
+	// probesLost pings in a row without an answer, each of probeTimeout, it is given up and made anew: 8 s after
+	// a network is gone, and not for a packet or two.
+	probeInterval = 2 * time.Second
+	probeTimeout  = 2 * time.Second
+	probesLost    = 3
 )
 
 // mesh is a place on the mesh of one agent. It stays joined by itself until closed: connections live
@@ -220,6 +228,34 @@ func (m *mesh) connect(ctx context.Context, port uint16) (net.Conn, error) {
 // ping asks for a sign of life, whichever way it goes.
 func (m *mesh) ping(ctx context.Context) (tailnet.Ping, error) {
 	return m.node.Ping(ctx, wire.AgentAddr(m.agent.ID))
+}
+
+// probe returns when the agent is gone, which a silent TCP connection does not notice, or ctx is done. heard is set
+// whenever something comes from the agent; ask sends it something, which makes a restarted agent reset the connection.
+// Pings, which do not queue behind what the connection carries, show a dead path.
+func (m *mesh) probe(ctx context.Context, heard *atomic.Bool, ask func()) {
+	for missed := 0; missed < probesLost && ctx.Err() == nil; {
+		if missed == 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(probeInterval):
+			}
+			ask()
+		}
+		if heard.Swap(false) {
+			missed = 0
+			continue
+		}
+		pinging, cancel := context.WithTimeout(ctx, probeTimeout)
+		_, err := m.ping(pinging)
+		cancel()
+		if err != nil {
+			missed++
+		} else {
+			missed = 0
+		}
+	}
 }
 
 // path says how the agent is reached.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/signal"
 	"regexp"
@@ -26,12 +25,6 @@ import (
 const (
 	defaultSession = "main"
 
-	// probeInterval is how often an attached terminal looks whether its agent is there. After
-	// probesLost pings in a row without an answer, each of probeTimeout, the person is told and the
-	// terminal attached anew: 8 s after a network is gone, and not for a packet or two.
-	probeInterval = 2 * time.Second
-	probeTimeout  = 2 * time.Second
-	probesLost    = 3
 	// attachTimeout is how long one attempt to attach again may take before the next.
 	attachTimeout = 15 * time.Second
 	// maxRefused is how many attachments in a row may end at once before a byte ever came: half a minute.
@@ -278,7 +271,10 @@ func (s *shell) attach(ctx context.Context, size windowSize, again bool) error {
 	}()
 	probing, cancelProbe := context.WithCancel(ctx)
 	defer cancelProbe()
-	go s.probe(probing, conn)
+	go func() {
+		s.mesh.probe(probing, &s.heard, s.sent.probe)
+		conn.Close()
+	}()
 	if !s.names.Load() && !s.stock.Load() {
 		go s.ask(probing)
 	}
@@ -445,34 +441,6 @@ func (s *shell) watch(ctx context.Context, stop context.CancelCauseFunc, local *
 			signal.Stop(ends)
 		}
 	}
-}
-
-// probe closes the attachment when the agent is gone, which a silent TCP connection does not notice:
-// an empty request makes a restarted agent reset it, pings show a dead path.
-func (s *shell) probe(ctx context.Context, conn net.Conn) {
-	for missed := 0; missed < probesLost; {
-		if missed == 0 {
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(probeInterval):
-			}
-			s.sent.probe()
-		}
-		if s.heard.Swap(false) {
-			missed = 0
-			continue
-		}
-		pinging, cancel := context.WithTimeout(ctx, probeTimeout)
-		_, err := s.mesh.ping(pinging)
-		cancel()
-		if err != nil {
-			missed++
-		} else {
-			missed = 0
-		}
-	}
-	conn.Close()
 }
 
 // notice shows one line at the foot of the screen and puts the cursor back. Whatever the program was in the

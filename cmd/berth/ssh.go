@@ -116,7 +116,12 @@ func (p *program) ssh(ctx context.Context, name string, in inContainer, command 
 	defer m.Close()
 	dialing, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	client, err := dialSSH(dialing, m)
+	stream, err := p.openSSH(dialing, m)
+	if err != nil {
+		return &exitError{exitTransport, err}
+	}
+	defer stream.Close()
+	client, err := speakSSH(dialing, m, stream)
 	if err != nil {
 		return &exitError{exitTransport, err}
 	}
@@ -132,7 +137,9 @@ func (p *program) ssh(ctx context.Context, name string, in inContainer, command 
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	go keepAlive(ctx, client)
+	if !resumes(stream) { // what is taken up again notices itself when it cannot be
+		go keepAlive(ctx, client)
+	}
 	if terminal {
 		err = p.runTerminal(ctx, stop, session, command)
 	} else {
@@ -148,6 +155,11 @@ func dialSSH(ctx context.Context, m *mesh) (*ssh.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	return speakSSH(ctx, m, conn)
+}
+
+// speakSSH is dialSSH over a connection that is there.
+func speakSSH(ctx context.Context, m *mesh, conn net.Conn) (*ssh.Client, error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	c, channels, requests, err := ssh.NewClientConn(conn, m.agent.Name, &ssh.ClientConfig{
@@ -204,7 +216,7 @@ func sshResult(ctx context.Context, name string, err error) error {
 	case errors.As(context.Cause(ctx), &end):
 		return &exitError{128 + int(end.signal), nil}
 	}
-	return &exitError{exitTransport, fmt.Errorf("cannot go on: the connection to %s broke (%v); run it again, or use \"berth shell\", which survives that", name, err)}
+	return &exitError{exitTransport, sshBroke(name, err)}
 }
 
 // exitStatus fits a remote exit status, which has 32 bits, into ours: what is not zero stays so.
@@ -349,7 +361,7 @@ func (p *program) sshStdio(ctx context.Context, name string, wait time.Duration)
 	defer m.Close()
 	dialing, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	conn, err := m.dial(dialing, wire.PortSSH)
+	conn, err := p.openSSH(dialing, m)
 	if err != nil {
 		return &exitError{exitTransport, err}
 	}
@@ -360,7 +372,7 @@ func (p *program) sshStdio(ctx context.Context, name string, wait time.Duration)
 		closeWrite(conn)
 	}()
 	if _, err := io.Copy(p.out, conn); err != nil && !errors.Is(err, syscall.EPIPE) && ctx.Err() == nil {
-		return &exitError{exitTransport, fmt.Errorf("the connection to %s broke: %w", name, err)}
+		return &exitError{exitTransport, sshBroke(name, err)}
 	}
 	return nil
 }
