@@ -14,13 +14,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/berthd/berth/bench/lab"
 )
 
 // settings say how much is measured.
@@ -69,7 +69,7 @@ func run(ctx context.Context, s settings, out io.Writer) error {
 	defer os.RemoveAll(dir)
 	if s.bin == "" {
 		s.bin = dir
-		if err := build(ctx, dir); err != nil {
+		if err := lab.Build(ctx, dir); err != nil {
 			return err
 		}
 	}
@@ -81,7 +81,7 @@ func run(ctx context.Context, s settings, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer w.stop()
+	defer w.Stop()
 
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(table, "what\tby\tmedian\tleast to most\tto its peer\t\n")
@@ -93,29 +93,10 @@ func run(ctx context.Context, s settings, out io.Writer) error {
 			continue
 		}
 		if err := m.measure(ctx, w, s, file, table); err != nil {
-			return fmt.Errorf("%w\n%s", err, w.log())
+			return fmt.Errorf("%w\n%s", err, w.Log())
 		}
 	}
 	return table.Flush()
-}
-
-// build makes the programs as a release would.
-func build(ctx context.Context, dir string) error {
-	tags, err := os.ReadFile("cmd/berthd/tags.txt")
-	if err != nil {
-		return fmt.Errorf("run this from the repository's root: %w", err)
-	}
-	for program, tags := range map[string]string{"berthd": strings.TrimSpace(string(tags)), "berthd-ptyhost": "", "berth": ""} {
-		if _, err := os.Stat("cmd/" + program); err != nil {
-			continue
-		}
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", tags, "-o", filepath.Join(dir, program), "./cmd/"+program)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("cannot build %s: %w\n%s", program, err, out)
-		}
-	}
-	return nil
 }
 
 // text is what people print: source code, logs with colours, progress, other scripts than Latin, long lines.
@@ -139,47 +120,3 @@ func text(size int) []byte {
 	}
 	return b
 }
-
-// series is what was measured of one way to do something.
-type series struct {
-	name   string
-	values []float64
-}
-
-func (s *series) add(v float64) { s.values = append(s.values, v) }
-
-func (s *series) sorted() []float64 { return slices.Sorted(slices.Values(s.values)) }
-
-func (s *series) median() float64 {
-	v := s.sorted()
-	if len(v) == 0 {
-		return 0
-	}
-	return v[len(v)/2]
-}
-
-// quantile returns the value below which a part q of all lies.
-func (s *series) quantile(q float64) float64 {
-	v := s.sorted()
-	if len(v) == 0 {
-		return 0
-	}
-	return v[min(int(q*float64(len(v))), len(v)-1)]
-}
-
-// row prints one line; peer, measured in the same rounds, may be nil. The ratio is the median of the rounds' ratios, as what else a
-// machine does changes from round to round.
-func row(out io.Writer, what string, s *series, unit string, peer *series) {
-	v := s.sorted()
-	ratio := ""
-	if peer != nil {
-		var ratios series
-		for i := range s.values {
-			ratios.add(s.values[i] / peer.values[i])
-		}
-		ratio = fmt.Sprintf("%.2f of %s", ratios.median(), peer.name)
-	}
-	fmt.Fprintf(out, "%s\t%s\t%.3g %s\t%.3g-%.3g\t%s\t\n", what, s.name, s.median(), unit, v[0], v[len(v)-1], ratio)
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/berthd/berth/bench/lab"
 	"github.com/berthd/berth/ptyhost"
 )
 
@@ -26,10 +25,10 @@ func bulk(ctx context.Context, w *world, s settings, file string, out io.Writer)
 		return err
 	}
 	defer closeAll(ways)
-	speed := make([]*series, len(ways))
-	bytesSeen := make([]*series, len(ways))
+	speed := make([]*lab.Series, len(ways))
+	bytesSeen := make([]*lab.Series, len(ways))
 	for i, way := range ways {
-		speed[i], bytesSeen[i] = &series{name: way.name}, &series{name: way.name}
+		speed[i], bytesSeen[i] = &lab.Series{Name: way.name}, &lab.Series{Name: way.name}
 	}
 	for round := range s.rounds + 1 { // the first warms up
 		for i, way := range ways {
@@ -39,16 +38,16 @@ func bulk(ctx context.Context, w *world, s settings, file string, out io.Writer)
 				return fmt.Errorf("bulk, %s: %w", way.name, err)
 			}
 			if took := time.Since(begun); round > 0 || s.rounds == 1 {
-				speed[i].add(float64(s.size) / 1e6 / took.Seconds())
-				bytesSeen[i].add(float64(way.read()-before) / float64(s.size))
+				speed[i].Add(float64(s.size) / 1e6 / took.Seconds())
+				bytesSeen[i].Add(float64(way.read()-before) / float64(s.size))
 			}
 		}
 	}
 	for i := range ways {
-		row(out, "bulk output", speed[i], "MB/s", speed[0])
+		lab.Row(out, "bulk output", speed[i], "MB/s", speed[0])
 	}
 	for i := range ways {
-		row(out, "part of it that was sent", bytesSeen[i], "", nil)
+		lab.Row(out, "part of it that was sent", bytesSeen[i], "", nil)
 	}
 	return nil
 }
@@ -61,9 +60,9 @@ func interrupt(ctx context.Context, w *world, s settings, _ string, out io.Write
 		return err
 	}
 	defer closeAll(ways)
-	took := make([]*series, len(ways))
+	took := make([]*lab.Series, len(ways))
 	for i, way := range ways {
-		took[i] = &series{name: way.name}
+		took[i] = &lab.Series{Name: way.name}
 	}
 	for round := range max(s.rounds, 1) {
 		for i, way := range ways {
@@ -71,18 +70,18 @@ func interrupt(ctx context.Context, w *world, s settings, _ string, out io.Write
 			if err := way.ask(id, "flood "+id+" the quick"); err != nil {
 				return fmt.Errorf("interrupt, %s: %w", way.name, err)
 			}
-			if err := pause(ctx, 300*time.Millisecond); err != nil { // so that queues fill
+			if err := lab.Pause(ctx, 300*time.Millisecond); err != nil { // so that queues fill
 				return err
 			}
 			begun := time.Now()
 			if err := way.typeAndSee("\x03", "STOPPED-"+id); err != nil {
 				return fmt.Errorf("interrupt, %s: %w", way.name, err)
 			}
-			took[i].add(milliseconds(time.Since(begun)))
+			took[i].Add(lab.Milliseconds(time.Since(begun)))
 		}
 	}
 	for i := range ways {
-		row(out, "Ctrl-C while yes runs", took[i], "ms", nil)
+		lab.Row(out, "Ctrl-C while yes runs", took[i], "ms", nil)
 	}
 	return nil
 }
@@ -94,9 +93,9 @@ func echo(ctx context.Context, w *world, s settings, _ string, out io.Writer) er
 		return err
 	}
 	defer closeAll(ways)
-	alone, flooded := make([]*series, len(ways)), make([]*series, len(ways))
+	alone, flooded := make([]*lab.Series, len(ways)), make([]*lab.Series, len(ways))
 	for i, way := range ways {
-		alone[i], flooded[i] = &series{name: way.name}, &series{name: way.name}
+		alone[i], flooded[i] = &lab.Series{Name: way.name}, &lab.Series{Name: way.name}
 	}
 	for round := range s.rounds {
 		for i, way := range ways {
@@ -124,12 +123,12 @@ func echo(ctx context.Context, w *world, s settings, _ string, out io.Writer) er
 	}
 	for _, kind := range []struct {
 		what string
-		all  []*series
+		all  []*lab.Series
 	}{{"echo of a key", alone}, {"echo beside a flood", flooded}} {
 		for _, q := range []float64{0.5, 0.99} {
-			base := kind.all[peer].quantile(q)
+			base := kind.all[peer].Quantile(q)
 			for _, one := range kind.all {
-				fmt.Fprintf(out, "%s, p%.0f\t%s\t%.3g ms\t%.3g-%.3g\t%.2f of %s\t\n", kind.what, q*100, one.name, one.quantile(q), one.quantile(0), one.quantile(1), one.quantile(q)/base, nameSSH)
+				fmt.Fprintf(out, "%s, p%.0f\t%s\t%.3g ms\t%.3g-%.3g\t%.2f of %s\t\n", kind.what, q*100, one.Name, one.Quantile(q), one.Quantile(0), one.Quantile(1), one.Quantile(q)/base, nameSSH)
 			}
 		}
 	}
@@ -155,7 +154,7 @@ func attaching(ctx context.Context, w *world, s settings, file string, out io.Wr
 	if err := errors.Join(server.open("attach", script), server.await(w, "attach", "LAST")); err != nil {
 		return err
 	}
-	host, whole, peer := &series{name: nameHost}, &series{name: nameBerth}, &series{name: nameTmux + ", the screen alone"}
+	host, whole, peer := &lab.Series{Name: nameHost}, &lab.Series{Name: nameBerth}, &lab.Series{Name: nameTmux + ", the screen alone"}
 	var size int64
 	for range 2*s.rounds + 1 {
 		begun := time.Now()
@@ -166,7 +165,7 @@ func attaching(ctx context.Context, w *world, s settings, file string, out io.Wr
 		if err != nil {
 			return fmt.Errorf("attaching with tmux: %w", err)
 		}
-		peer.add(milliseconds(time.Since(begun)))
+		peer.Add(lab.Milliseconds(time.Since(begun)))
 		other.close()
 		begun = time.Now()
 		late, err := w.host("attach", "", false)
@@ -176,12 +175,12 @@ func attaching(ctx context.Context, w *world, s settings, file string, out io.Wr
 		if err != nil {
 			return fmt.Errorf("attaching: %w", err)
 		}
-		host.add(milliseconds(time.Since(begun)))
+		host.Add(lab.Milliseconds(time.Since(begun)))
 		size = late.read()
 		late.close()
 	}
-	row(out, fmt.Sprintf("attach to 10,000 lines (%d kB)", size/1000), host, "ms", peer)
-	row(out, "attach", peer, "ms", nil)
+	lab.Row(out, fmt.Sprintf("attach to 10,000 lines (%d kB)", size/1000), host, "ms", peer)
+	lab.Row(out, "attach", peer, "ms", nil)
 
 	long, err := w.berthShell("attach-long", script)
 	if err != nil {
@@ -200,10 +199,10 @@ func attaching(ctx context.Context, w *world, s settings, file string, out io.Wr
 		if err != nil {
 			return fmt.Errorf("attaching over the mesh: %w", err)
 		}
-		whole.add(milliseconds(time.Since(begun)))
+		whole.Add(lab.Milliseconds(time.Since(begun)))
 		late.close()
 	}
-	row(out, "the same from the command's start", whole, "ms", nil)
+	lab.Row(out, "the same from the command's start", whole, "ms", nil)
 	return nil
 }
 
@@ -242,12 +241,12 @@ func memory(ctx context.Context, w *world, s settings, file string, out io.Write
 				return fmt.Errorf("session %d: %w", n, err)
 			}
 		}
-		err := pause(ctx, s.settle)
+		err := lab.Pause(ctx, s.settle)
 		if err == nil {
 			ours[i], err = host.rss()
 		}
 		if err == nil {
-			theirs[i], err = residentOf(server.pid)
+			theirs[i], err = lab.Resident(server.pid)
 		}
 		if err != nil {
 			return err
@@ -263,30 +262,6 @@ func memory(ctx context.Context, w *world, s settings, file string, out io.Write
 		fmt.Fprintf(out, "a session with a full scrollback\t%s\t%.3g MB\t\t\t\n", one.name, (one.rss[2]-one.rss[1])/float64(s.full))
 	}
 	return nil
-}
-
-// residentOf returns the resident memory of a process in MB.
-func residentOf(pid int) (float64, error) {
-	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(body)) {
-		var kib float64
-		if _, err := fmt.Sscanf(line, "VmRSS: %f kB", &kib); err == nil {
-			return kib * 1024 / 1e6, nil
-		}
-	}
-	return 0, errors.New("cannot read resident memory")
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }
 
 // terminal is one way to a program, as a person's terminal sees it: it reads all the time.
@@ -390,8 +365,8 @@ func (t *terminal) typeAndSee(keys, text string) error {
 }
 
 // keys types n keys and notes how long the echo of each took, in ms. What starting a way costs is over by then.
-func (t *terminal) keys(ctx context.Context, n int, to *series) error {
-	if err := pause(ctx, time.Second); err != nil {
+func (t *terminal) keys(ctx context.Context, n int, to *lab.Series) error {
+	if err := lab.Pause(ctx, time.Second); err != nil {
 		return err
 	}
 	for i := range n {
@@ -400,8 +375,8 @@ func (t *terminal) keys(ctx context.Context, n int, to *series) error {
 		if err := t.typeAndSee(key, key); err != nil {
 			return err
 		}
-		to.add(milliseconds(time.Since(begun)))
-		if err := pause(ctx, 3*time.Millisecond); err != nil {
+		to.Add(lab.Milliseconds(time.Since(begun)))
+		if err := lab.Pause(ctx, 3*time.Millisecond); err != nil {
 			return err
 		}
 	}

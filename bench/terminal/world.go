@@ -5,11 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +16,7 @@ import (
 	"github.com/creack/pty"
 	"github.com/google/uuid"
 
+	"github.com/berthd/berth/bench/lab"
 	"github.com/berthd/berth/ptyhost"
 )
 
@@ -34,15 +33,10 @@ const (
 // window is the size of every terminal.
 var window = ptyhost.Size{Rows: 30, Cols: 100}
 
-// world is what is measured: a control server, an agent with its terminals, and OpenSSH's sshd.
+// world is what is measured: a control server, an agent with its terminals, OpenSSH's sshd, and a terminal host alone.
 type world struct {
-	ctx      context.Context
-	bin, dir string
-	env      []string
-	ptys     *hosted
-	sshPort  string
-	stops    []func()
-	logs     bytes.Buffer // of the server, the agent and sshd; read when they have ended
+	*lab.World
+	ptys *hosted
 }
 
 // hosted is a process of the terminal host.
@@ -52,7 +46,7 @@ type hosted struct {
 	env    []string
 }
 
-func (h *hosted) rss() (float64, error) { return residentOf(h.pid) }
+func (h *hosted) rss() (float64, error) { return lab.Resident(h.pid) }
 
 func (h *hosted) create(script string) *ptyhost.CreateRequest {
 	if script == "" {
@@ -62,169 +56,46 @@ func (h *hosted) create(script string) *ptyhost.CreateRequest {
 }
 
 func start(ctx context.Context, bin, dir string) (*world, error) {
-	w := &world{ctx: ctx, bin: bin, dir: dir}
-	w.env = []string{
-		"PATH=" + bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + dir, "XDG_CONFIG_HOME=" + dir, "XDG_STATE_HOME=" + dir,
-		"SHELL=/bin/sh", "USER=root", "LANG=C.UTF-8", "TERM=xterm-256color",
+	base, err := lab.Start(ctx, bin, dir)
+	if err != nil {
+		return nil, err
 	}
-	for _, f := range []func() error{w.startBerth, w.startSSH, w.startHost} {
-		if err := f(); err != nil {
-			w.stop()
-			return nil, fmt.Errorf("%w\n%s", err, w.log())
-		}
+	w := &world{World: base}
+	if err := w.startHost(); err != nil {
+		return nil, fmt.Errorf("%w\n%s", err, w.Log())
 	}
 	return w, nil
 }
 
-// stop ends everything, the last first.
-func (w *world) stop() {
-	for i := len(w.stops) - 1; i >= 0; i-- {
-		w.stops[i]()
-	}
-	w.stops = nil
-}
-
-// log returns what the processes said; it ends them first.
-func (w *world) log() string {
-	w.stop()
-	return w.logs.String()
-}
-
-// run starts a process that lives until stop.
-func (w *world) run(program string, env []string, args ...string) (*exec.Cmd, error) {
-	cmd := exec.Command(program, args...)
-	cmd.Env = append(w.env, env...)
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	w.stops = append(w.stops, func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		kill := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
-		cmd.Wait()
-		kill.Stop()
-		w.logs.Write(log.Bytes())
-	})
-	return cmd, nil
-}
-
-// poll tries until f succeeds, 20 s at most.
-func (w *world) poll(what string, f func() error) error {
-	var err error
-	for range 200 {
-		if err = f(); err == nil {
-			return nil
-		}
-		if err := pause(w.ctx, 100*time.Millisecond); err != nil {
-			return err
-		}
-	}
-	return fmt.Errorf("%s does not start in 20 s: %w", what, err)
-}
-
-func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
-}
-
-var tokenPattern = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
-
-func (w *world) startBerth() error {
-	addr, err := freeAddr()
-	if err != nil {
-		return err
-	}
-	data := filepath.Join(w.dir, "data")
-	if _, err := w.run(filepath.Join(w.bin, "berth"), nil, "serve", "--listen", addr, "--data-dir", data); err != nil {
-		return err
-	}
-	var token string
-	err = w.poll("the server", func() error {
-		key, err := os.ReadFile(filepath.Join(data, "admin-key"))
-		if err != nil {
-			return err
-		}
-		cmd := exec.CommandContext(w.ctx, filepath.Join(w.bin, "berth"), "agent", "create", "bench")
-		cmd.Env = append(w.env, "BERTH_URL=http://"+addr, "BERTH_TOKEN="+strings.TrimSpace(string(key)))
-		out, err := cmd.CombinedOutput()
-		if token = tokenPattern.FindString(string(out)); token == "" {
-			return fmt.Errorf("no token in %q: %v", out, err)
-		}
-		w.env = cmd.Env
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	_, err = w.run(filepath.Join(w.bin, "berthd"), []string{"BERTH_TOKEN=" + token}, "run", "--state-dir", filepath.Join(w.dir, "s"))
-	return err
-}
-
-func (w *world) startSSH() error {
-	const program = "/usr/sbin/sshd"
-	addr, err := freeAddr()
-	if err != nil {
-		return err
-	}
-	_, w.sshPort, _ = net.SplitHostPort(addr)
-	if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // where sshd drops its rights to
-		return err
-	}
-	for _, name := range []string{"host", "user"} {
-		if out, err := exec.CommandContext(w.ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(w.dir, name)).CombinedOutput(); err != nil {
-			return fmt.Errorf("cannot make a key: %w\n%s", err, out)
-		}
-	}
-	config := fmt.Sprintf("HostKey %[1]s/host\nAuthorizedKeysFile %[1]s/user.pub\nPidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin yes\nAcceptEnv LANG\n", w.dir)
-	if err := os.WriteFile(filepath.Join(w.dir, "sshd"), []byte(config), 0o600); err != nil {
-		return err
-	}
-	if _, err := w.run(program, nil, "-D", "-e", "-f", filepath.Join(w.dir, "sshd"), "-o", "ListenAddress=127.0.0.1:"+w.sshPort); err != nil {
-		return err
-	}
-	return w.poll("sshd", func() error {
-		conn, err := net.Dial("tcp", "127.0.0.1:"+w.sshPort)
-		if err == nil {
-			conn.Close()
-		}
-		return err
-	})
-}
-
 func (w *world) startHost() error {
-	host, stop, err := w.freshHost(w.ctx)
+	host, stop, err := w.freshHost(w.Ctx)
 	if err != nil {
 		return err
 	}
 	w.ptys = host
-	w.stops = append(w.stops, stop)
+	w.OnStop(stop)
 	return nil
 }
 
 // freshHost starts a terminal host as `berthd run` does.
 func (w *world) freshHost(ctx context.Context) (*hosted, func(), error) {
-	socket := filepath.Join(w.dir, "host-"+uuid.NewString()[:8])
+	socket := filepath.Join(w.Dir, "host-"+uuid.NewString()[:8])
 	args := []string{"--socket", socket}
-	program := filepath.Join(w.bin, "berthd-ptyhost")
+	program := filepath.Join(w.Bin, "berthd-ptyhost")
 	if _, err := os.Stat(program); err != nil {
-		program, args = filepath.Join(w.bin, "berthd"), append([]string{"ptyhost"}, args...)
+		program, args = filepath.Join(w.Bin, "berthd"), append([]string{"ptyhost"}, args...)
 	}
 	cmd := exec.Command(program, args...)
-	cmd.Env = w.env
+	cmd.Env = w.Env
 	if err := cmd.Start(); err != nil {
 		return nil, nil, err
 	}
-	h := &hosted{client: ptyhost.Dial(socket), pid: cmd.Process.Pid, env: w.env}
+	h := &hosted{client: ptyhost.Dial(socket), pid: cmd.Process.Pid, env: w.Env}
 	stop := func() {
 		cmd.Process.Signal(syscall.SIGTERM)
 		cmd.Wait()
 	}
-	err := w.poll("the terminal host", func() error {
+	err := w.Poll("the terminal host", func() error {
 		_, err := h.client.List(ctx)
 		return err
 	})
@@ -237,7 +108,7 @@ func (w *world) freshHost(ctx context.Context) (*hosted, func(), error) {
 
 // freshTmux starts a tmux server with as much history as our sessions have.
 func (w *world) freshTmux(ctx context.Context) (*tmux, error) {
-	t := &tmux{ctx: ctx, env: w.env, socket: filepath.Join(w.dir, "tmux-"+uuid.NewString()[:8])}
+	t := &tmux{ctx: ctx, env: w.Env, socket: filepath.Join(w.Dir, "tmux-"+uuid.NewString()[:8])}
 	_, err := t.run("start-server", ";", "set-option", "-g", "exit-empty", "off", ";", "set-option", "-g", "history-limit", "10000", ";", "set-option", "-g", "status", "off")
 	if err != nil {
 		return nil, err
@@ -283,7 +154,7 @@ func (t *tmux) open(session, script string) error {
 
 // await waits until a session shows a text.
 func (t *tmux) await(w *world, session, text string) error {
-	return w.poll("tmux's "+session, func() error {
+	return w.Poll("tmux's "+session, func() error {
 		out, err := t.run("capture-pane", "-p", "-t", session)
 		if err == nil && !strings.Contains(out, text) {
 			err = fmt.Errorf("no %q in %q", text, out)
@@ -321,7 +192,7 @@ func (w *world) all(ctx context.Context, session, script string, every bool) ([]
 
 // local runs a command on a PTY of ours and reads it in a bare loop.
 func (w *world) local(name string, cmd *exec.Cmd) (*terminal, error) {
-	cmd.Env = w.env
+	cmd.Env = w.Env
 	master, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: window.Rows, Cols: window.Cols})
 	if err != nil {
 		return nil, err
@@ -353,7 +224,7 @@ func (w *world) bare(_, script string) (*terminal, error) {
 }
 
 func (w *world) ssh(_, script string) (*terminal, error) {
-	return ready(w.local(nameSSH, exec.Command("ssh", "-tt", "-F", "none", "-p", w.sshPort, "-i", filepath.Join(w.dir, "user"),
+	return ready(w.local(nameSSH, exec.Command("ssh", "-tt", "-F", "none", "-p", w.SSHPort, "-i", filepath.Join(w.Dir, "user"),
 		"-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR", "root@127.0.0.1", script)))
 }
 
@@ -361,7 +232,7 @@ func (w *world) ssh(_, script string) (*terminal, error) {
 // would go on, and take its share of the machine from what is measured next.
 func (w *world) berthShell(session, script string) (*terminal, error) {
 	command := func(args ...string) *exec.Cmd {
-		return exec.Command(filepath.Join(w.bin, "berth"), append([]string{"shell", "bench", session}, args...)...)
+		return exec.Command(filepath.Join(w.Bin, "berth"), append([]string{"shell", "bench", session}, args...)...)
 	}
 	t, err := w.local(nameBerth, command("-c", script))
 	if err != nil || script == "" {
@@ -370,7 +241,7 @@ func (w *world) berthShell(session, script string) (*terminal, error) {
 	leave := t.end
 	t.end = func() {
 		closing := command("--close")
-		closing.Env = w.env
+		closing.Env = w.Env
 		if out, err := closing.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "bench/terminal: cannot end session %s: %v\n%s", session, err, out)
 		}
@@ -392,7 +263,7 @@ func (w *world) hostRaw(session, script string) (*terminal, error) {
 
 // host attaches to a session of the terminal host, which it makes if there is a script.
 func (w *world) host(session, script string, raw bool) (*terminal, error) {
-	a, err := w.ptys.client.Attach(w.ctx, ptyhost.AttachRequest{ID: session, Size: window, Raw: raw, Create: w.ptys.create(script)})
+	a, err := w.ptys.client.Attach(w.Ctx, ptyhost.AttachRequest{ID: session, Size: window, Raw: raw, Create: w.ptys.create(script)})
 	if err != nil {
 		return nil, err
 	}
@@ -402,7 +273,7 @@ func (w *world) host(session, script string, raw bool) (*terminal, error) {
 	}
 	return watch(name, a, func() {
 		if script != "" {
-			if err := w.ptys.client.Kill(w.ctx, session, "KILL"); err != nil && !errors.Is(err, ptyhost.ErrNoSession) {
+			if err := w.ptys.client.Kill(w.Ctx, session, "KILL"); err != nil && !errors.Is(err, ptyhost.ErrNoSession) {
 				fmt.Fprintln(os.Stderr, "bench/terminal: cannot end a session:", strconv.Quote(session), err)
 			}
 		}
