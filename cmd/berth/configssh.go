@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -204,6 +205,14 @@ func runByGo(binary string) bool {
 	return strings.Contains(binary, string(filepath.Separator)+"go-build") && filepath.Base(filepath.Dir(binary)) == "exe"
 }
 
+// OpenSSH's own signs of life end a connection that the mesh does not carry any more, of agents that cannot take it up again. They
+// leave a connection more time than the 10 minutes it can be taken up in: what a person has for all hosts is meant
+// for connections that are dead after a minute.
+const (
+	aliveInterval = 60 // seconds
+	aliveCount    = 15
+)
+
 // hostsFile is the content of berth's own file. %h stands in single quotes, and a host name that holds
 // one is not matched, so no name that someone was talked into typing becomes shell code; berth then
 // refuses what is no agent's name.
@@ -221,6 +230,8 @@ Host *` + hostSuffix + ` "!*'*"
 	UserKnownHostsFile /dev/null
 	GlobalKnownHostsFile /dev/null
 	LogLevel ERROR
+	ServerAliveInterval ` + strconv.Itoa(aliveInterval) + `
+	ServerAliveCountMax ` + strconv.Itoa(aliveCount) + `
 `
 }
 

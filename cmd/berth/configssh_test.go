@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/creack/pty"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -164,5 +165,109 @@ func TestOpenSSH(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, "evil")); err == nil {
 			t.Fatalf("host %q ran a command", tt.host)
 		}
+	}
+}
+
+// TestConfigSSHByHand goes the whole way as a person does, and has the real ssh say what it understood.
+func TestConfigSSHByHand(t *testing.T) {
+	ssh, err := exec.LookPath("ssh")
+	if err != nil {
+		t.Fatal("this test drives OpenSSH, which is not installed; ./test.sh installs it")
+	}
+	const everywhere = personal + "Host *\n\tServerAliveInterval 5\n\tServerAliveCountMax 2\n\tLogLevel DEBUG\n"
+	dir := filepath.Join(t.TempDir(), "a b", ".ssh")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	config := writeFile(t, filepath.Join(dir, "config"), everywhere, 0o600)
+	do := func(args ...string) string {
+		t.Helper()
+		code, out, errOut := berth(t, append([]string{"--url", "https://berth.example.com", "config-ssh", "--ssh-config-file", config}, args...)...)
+		if code != 0 {
+			t.Fatalf("%q exits with %d: %s", args, code, errOut)
+		}
+		return out
+	}
+	// understood is what ssh takes for a host, of the options that matter here.
+	understood := func(host string) map[string]string {
+		t.Helper()
+		out, err := exec.Command(ssh, "-G", "-F", config, host).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, line := range strings.Split(string(out), "\n") {
+			switch key, value, _ := strings.Cut(line, " "); key {
+			case "user", "proxycommand", "serveraliveinterval", "serveralivecountmax", "stricthostkeychecking", "userknownhostsfile", "loglevel":
+				got[key] = value
+			}
+		}
+		return got
+	}
+	other, stranger := understood("other"), understood("stranger")
+
+	shown := do("--dry-run")
+	if !strings.Contains(shown, "+ Include ") || !strings.Contains(shown, "+ Host *.berth") || strings.Contains(shown, "Host other") {
+		t.Errorf("it shows:\n%s", shown)
+	}
+	if got := readFile(t, config); got != everywhere {
+		t.Errorf("--dry-run changed something: %s", cmp.Diff(everywhere, got))
+	}
+	if got := do(); got != shown {
+		t.Errorf("what is done is not what was shown: %s", cmp.Diff(shown, got))
+	}
+	if got := do("--yes"); got != "" {
+		t.Errorf("a second time it changes:\n%s", got)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"user":         understood("stranger")["user"],
+		"proxycommand": exe + " --url https://berth.example.com ssh --stdio -- '%h'", "stricthostkeychecking": "false",
+		"userknownhostsfile": "/dev/null", "loglevel": "ERROR", "serveraliveinterval": "60", "serveralivecountmax": "15",
+	}
+	for _, host := range []string{"demo.berth", "box.team_1.berth"} {
+		if diff := cmp.Diff(want, understood(host)); diff != "" {
+			t.Errorf("%s: %s", host, diff)
+		}
+	}
+	for host, before := range map[string]map[string]string{"other": other, "stranger": stranger} {
+		if diff := cmp.Diff(before, understood(host)); diff != "" {
+			t.Errorf("%s is touched: %s", host, diff)
+		}
+	}
+	do("--remove")
+	if diff := cmp.Diff(stranger, understood("demo.berth")); diff != "" {
+		t.Errorf("after it was taken out: %s", diff)
+	}
+	if got := readFile(t, config); got != everywhere {
+		t.Errorf("left behind: %s", cmp.Diff(everywhere, got))
+	}
+}
+
+// On a terminal nothing changes until a person says so.
+func TestConfigSSHAsks(t *testing.T) {
+	for answer, makes := range map[string]bool{"n\n": false, "no way\n": false, "\n": true, "y\n": true, "\x04": false} {
+		master, tty, err := pty.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "config")
+		p := &program{in: tty, out: devNull(t), errOut: devNull(t)}
+		changes, err := p.planSSH(path, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := master.WriteString(answer); err != nil {
+			t.Fatal(err)
+		}
+		err = p.applySSH(changes, false, false)
+		if _, statErr := os.Stat(path); (err == nil) != makes || (statErr == nil) != makes {
+			t.Errorf("after %q: %v, %v", answer, err, statErr)
+		}
+		master.Close()
+		tty.Close()
 	}
 }
