@@ -153,9 +153,10 @@ func (w *World) startSSH() error {
 			return fmt.Errorf("cannot make a key: %w\n%s", err, out)
 		}
 	}
-	// By default it drops some of more than ten logins that come at once.
+	// By default it drops some of more than ten logins that come at once. The home is that of all other processes here: what a person's
+	// .bashrc does would be measured too, as bash reads it for commands of sshd's.
 	config := fmt.Sprintf("HostKey %[1]s/host\nAuthorizedKeysFile %[1]s/user.pub\nPidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin yes\nAcceptEnv LANG\n"+
-		"MaxStartups 1000\nSubsystem sftp internal-sftp\n", w.Dir)
+		"MaxStartups 1000\nSubsystem sftp internal-sftp\nSetEnv HOME=%[1]s\n", w.Dir)
 	if err := os.WriteFile(filepath.Join(w.Dir, "sshd"), []byte(config), 0o600); err != nil {
 		return err
 	}
