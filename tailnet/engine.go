@@ -1,12 +1,15 @@
 package tailnet
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"go4.org/netipx"
@@ -82,6 +85,8 @@ type engine struct {
 	tun    *tstun.Wrapper
 	stack  *netstack.Impl
 	self   tailcfg.NodeView
+
+	drains sync.WaitGroup // see changePeers
 }
 
 // hooks are what the engine asks of the node. All are called concurrently.
@@ -228,6 +233,39 @@ func (e *engine) configure(cfg *Config, private key.NodePrivate, logf logger.Log
 	return nil
 }
 
+// syncPeer has WireGuard look again at what a peer may have, resetPeer makes its state anew.
+func (e *engine) syncPeer(k key.NodePublic)  { e.changePeers(func() { e.eng.SyncDevicePeer(k) }) }
+func (e *engine) resetPeer(k key.NodePublic) { e.changePeers(func() { e.eng.ResetDevicePeer(k) }) }
+
+// stuckAfter is how long a change of the peers may take, which is well under a millisecond on an idle machine.
+const stuckAfter = 500 * time.Millisecond
+
+// changePeers makes a change, which by itself can lock up for good: to remove a peer WireGuard waits for what handles that peer's packets, holding the
+// lock that sending any packet needs; and what handles a ping waits until the answer can be sent. So once a change takes long, packets
+// are taken from those that wait to be sent, and lost, until it is done. TCP sends again what is lost, and so does who pings.
+func (e *engine) changePeers(change func()) {
+	changed := make(chan struct{})
+	stuck := time.AfterFunc(stuckAfter, func() { e.drains.Go(func() { e.drain(changed) }) })
+	change()
+	close(changed)
+	stuck.Stop()
+}
+
+// drain loses packets that wait to be sent, until a change is done and one more has come.
+func (e *engine) drain(changed <-chan struct{}) {
+	packet, size := [][]byte{make([]byte, tstun.MaxPacketSize)}, make([]int, 1)
+	for {
+		select {
+		case <-changed:
+			return
+		default:
+		}
+		if _, err := e.tun.Read(packet, size, 0); errors.Is(err, io.EOF) {
+			return
+		}
+	}
+}
+
 // close stops what has been started, the users of a part before the part.
 func (e *engine) close() {
 	if e.stack != nil {
@@ -244,6 +282,7 @@ func (e *engine) close() {
 	if e.eng != nil {
 		e.eng.Close()
 	}
+	e.drains.Wait()
 	e.bus.Close()
 }
 

@@ -24,6 +24,9 @@ import (
 
 	"github.com/google/uuid"
 	"go.uber.org/goleak"
+	"tailscale.com/ipn/ipnstate"
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
 
 	"github.com/berthd/berth/tailnet/relay"
 	"github.com/berthd/berth/wire"
@@ -314,6 +317,53 @@ func TestPeersComeAndGo(t *testing.T) {
 	awaited(t, second, agent)
 	exchange(t, second, agent.port(1), 1<<16)
 	roundTrip(t, long, 1<<16)
+}
+
+// TestPeersChangeWhilePinged: answering pings does not lock up with a change of the peers, as WireGuard would by itself.
+func TestPeersChangeWhilePinged(t *testing.T) {
+	r := startRelay(t, nil)
+	dm := mapOf(r.region(1))
+	h := newHub()
+	a := uuid.New()
+	agent := startNode(t, h, dm, Config{}, a)
+	serveEcho(t, agent, 1)
+	other := startNode(t, h, dm, Config{}, uuid.New(), a)
+	awaited(t, other, agent)
+	client := startNode(t, h, dm, Config{}, uuid.New(), a)
+	awaited(t, client, agent)
+	k, ok := agent.peers.keyByIP(client.addr())
+	if !ok {
+		t.Fatal("the agent does not know the client")
+	}
+
+	// While no packet leaves, a ping is being answered when the change begins, and more wait.
+	hold, held := make(chan struct{}), make(chan struct{}, 1)
+	agent.engine.eng.SetPeerByIPPacketFunc(func(to netip.Addr) (key.NodePublic, bool) {
+		select {
+		case held <- struct{}{}:
+		default:
+		}
+		<-hold
+		return agent.peers.keyByIP(to)
+	})
+	for range 20 {
+		client.engine.eng.Ping(agent.addr(), tailcfg.PingTSMP, 0, func(*ipnstate.PingResult) {})
+	}
+	<-held
+	changed := make(chan struct{})
+	go func() { defer close(changed); agent.engine.resetPeer(k) }()
+	select {
+	case <-changed:
+		t.Error("the change did not wait for the answers to pings: this test shows nothing any more")
+	case <-time.After(stuckAfter / 2):
+	}
+	close(hold)
+	select {
+	case <-changed:
+	case <-time.After(20 * time.Second):
+		t.Fatal("a change of the peers did not end in 20 s")
+	}
+	exchange(t, other, agent.port(1), 1<<16)
 }
 
 func TestAgentRestart(t *testing.T) {

@@ -334,14 +334,14 @@ func (t *peerTable) install() {
 		was, ok := old.byKey[k]
 		switch {
 		case ok && was.node.DiscoKey() != in.node.DiscoKey():
-			t.n.engine.eng.ResetDevicePeer(k) // it has restarted: its sessions are dead
+			t.n.engine.resetPeer(k) // it has restarted: its sessions are dead
 		case !ok || !slices.Equal(was.route, in.route):
-			t.n.engine.eng.SyncDevicePeer(k)
+			t.n.engine.syncPeer(k)
 		}
 	}
 	for k := range old.byKey {
 		if _, ok := next.byKey[k]; !ok {
-			t.n.engine.eng.SyncDevicePeer(k)
+			t.n.engine.syncPeer(k)
 			t.dropID(k)
 		}
 	}

@@ -110,7 +110,7 @@ func (n *Node) AwaitReachable(ctx context.Context, to netip.Addr) error {
 			return fmt.Errorf("cannot reach %v: the node is closed", to)
 		case <-reset.C:
 			if k, ok := n.peers.keyByIP(to); ok && n.lastHandshake(k).IsZero() {
-				n.engine.eng.ResetDevicePeer(k)
+				n.engine.resetPeer(k)
 			}
 			silence *= 2
 			reset.Reset(silence)
