@@ -145,7 +145,7 @@ fuzz() {
 		go test -c "${instrument[@]}" -o "$dir/$package/fuzz" "./$package"
 	done
 	export -f fuzz_one
-	FUZZ_CACHE=$(go env GOCACHE)/fuzz xargs -P $((2 * $(nproc))) -L 1 bash -c 'fuzz_one "$@"' fuzz "$dir" <"$dir/targets"
+	FUZZ_CACHE=$(go env GOCACHE)/fuzz xargs -P $((3 * $(nproc))) -L 1 bash -c 'fuzz_one "$@"' fuzz "$dir" <"$dir/targets"
 	echo "$(wc -l <"$dir/targets") targets, ${FUZZTIME:-20s} each"
 	rm -rf "$dir"
 }

@@ -254,7 +254,7 @@ func testSequential(t *testing.T, s *openSSH) {
 // testParallel: each command has a connection and a node of the mesh of its own.
 func testParallel(t *testing.T, s *openSSH) {
 	var wg sync.WaitGroup
-	for i := range atLength(10, 50) {
+	for i := range atLength(20, 50) {
 		cmd := s.program(t, "ssh", "box.berth", fmt.Sprintf("cat; exit %d", i))
 		want := outcome{Out: fmt.Sprintln("of", i), Code: i}
 		wg.Go(func() {
