@@ -24,12 +24,12 @@ func TestHeartbeat(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- a.runHeartbeat(ctx) }()
 		time.Sleep(10500 * time.Millisecond)
-		if beats != 11 {
-			t.Errorf("%d beats in 10.5 s, want 11", beats)
-		}
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+		if beats != 11 {
+			t.Errorf("%d beats in 10.5 s, want 11", beats)
 		}
 	})
 }
