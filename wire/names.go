@@ -23,8 +23,9 @@ const (
 	PortSpeedtest   = 3
 	PortHTTP        = 4
 	PortSSHStandard = 22
-	// PortResume is berth's addition: SSH over streams that are taken up again (package resume). Nothing listens there at a stock agent.
-	PortResume = 8
+	// PortResume is berth's addition: SSH over streams that are taken up again (package resume). Below 9 all are reserved; this one is above those that
+	// systems choose by themselves, and no service is known for it. A stock agent forwards it to loopback, where nothing listens.
+	PortResume = 61022
 
 	// FirstUserPort is the lowest port a port list shows: those below are the agent's own.
 	FirstUserPort = 9
