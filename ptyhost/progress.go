@@ -1,6 +1,7 @@
 package ptyhost
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"sort"
@@ -20,6 +21,7 @@ const (
 type progress struct {
 	sent  uint64 // bytes
 	marks []mark // ascending
+	order uint64 // in which attachments left
 }
 
 // mark says that with the first sent bytes a viewer was shown all that scrolled until then.
@@ -95,9 +97,12 @@ func (s *session) remember(v *viewer) {
 	if s.left == nil {
 		s.left = make(map[string]*progress)
 	}
-	if len(s.left) == maxLeft { // any may go: who comes back does so within seconds, and few do at a time
-		delete(s.left, slices.Collect(maps.Keys(s.left))[0])
+	if len(s.left) == maxLeft {
+		// Not any: who is cut off tries again and again, and each try that gets nowhere leaves too.
+		delete(s.left, slices.MinFunc(slices.Collect(maps.Keys(s.left)), func(a, b string) int { return cmp.Compare(s.left[a].order, s.left[b].order) }))
 	}
+	s.leaves++
+	v.progress.order = s.leaves
 	p := v.progress
 	s.left[v.name] = &p
 }

@@ -62,6 +62,7 @@ type session struct {
 	size       Size
 	viewers    map[*viewer]struct{}
 	left       map[string]*progress // of viewers that left, by name
+	leaves     uint64               // how many did
 	active     *viewer              // whose size the terminal has, or gets when it may
 	resizable  time.Time
 	refit      *time.Timer // set while a resize waits
