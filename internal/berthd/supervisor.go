@@ -69,44 +69,48 @@ func (s *supervisor) heartbeat() agent.Heartbeat {
 // tell is an agent's Event callback. berthd is ready when people can reach it, or when it knows why they cannot yet: a server that is away
 // must not keep a machine from booting, and what it is that holds berthd back is in the status.
 func (s *supervisor) tell(e agent.Event) {
-	s.mu.Lock()
-	var status string
-	ready := false
-	switch e.Step {
-	case agent.StepIdentity:
-		status = "trading this machine's identity for a token"
-	case agent.StepExchange:
-		status = "linking to the control server"
-	case agent.StepLinked:
-		s.name = e.AgentName
-		status = "joining the mesh as " + s.name
-	case agent.StepTailnet:
-		s.path, s.serving, ready = e.Path, true, true
-		status = "running start scripts as " + s.name
-	case agent.StepReady: // before the mesh, if there are no scripts to run
-		s.settled = true
-		status = "joining the mesh as " + s.name
-	case agent.StepTrouble:
-		ready = true
-		status = strings.TrimSuffix(e.Cause, ".")
-		if e.Fix != "" {
-			status += "; to mend it: " + strings.TrimSuffix(e.Fix, ".")
-		}
-	case agent.StepLost:
-		status = "linking anew: " + e.Detail
-	case agent.StepStopped:
-		s.mu.Unlock()
+	if e.Step == agent.StepStopped {
 		return
 	}
-	if s.serving && s.settled && (e.Step == agent.StepLinked || e.Step == agent.StepTailnet || e.Step == agent.StepReady) {
-		status = fmt.Sprintf("serving as %s (%s)", s.name, s.path)
-	}
-	s.mu.Unlock()
+	status, ready := s.status(e)
 	state := "STATUS=" + strings.ToValidUTF8(oneLine(status[:min(len(status), maxStatus)]), "") // a new line would begin another assignment
 	if ready {
 		state = "READY=1\n" + state
 	}
 	s.notify(state)
+}
+
+// status puts into words where an event leaves berthd, and says whether it makes it ready.
+func (s *supervisor) status(e agent.Event) (status string, ready bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch e.Step {
+	case agent.StepIdentity:
+		return "trading this machine's identity for a token", false
+	case agent.StepExchange:
+		return "linking to the control server", false
+	case agent.StepTrouble:
+		status = strings.TrimSuffix(e.Cause, ".")
+		if e.Fix != "" {
+			status += "; to mend it: " + strings.TrimSuffix(e.Fix, ".")
+		}
+		return status, true
+	case agent.StepLost:
+		return "linking anew: " + e.Detail, false
+	case agent.StepLinked:
+		s.name = e.AgentName
+	case agent.StepTailnet:
+		s.path, s.serving, ready = e.Path, true, true
+	case agent.StepReady: // before the mesh, if there are no scripts to run
+		s.settled = true
+	}
+	switch {
+	case s.serving && s.settled:
+		return fmt.Sprintf("serving as %s (%s)", s.name, s.path), ready
+	case e.Step == agent.StepTailnet:
+		return "running start scripts as " + s.name, ready
+	}
+	return "joining the mesh as " + s.name, ready
 }
 
 // stopMargin is more than what all but the stop scripts may take to stop.
