@@ -175,8 +175,8 @@ func TestX11(t *testing.T) {
 		}
 	}
 	// What an earlier session left behind is replaced, and the rest stays as it is.
-	entries := func() string {
-		out, err := exec.Command("xauth", "-f", file, "list").CombinedOutput()
+	entries := func() string { // without the lock, which the server must get
+		out, err := exec.Command("xauth", "-i", "-f", file, "list").CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
@@ -267,7 +267,8 @@ func TestX11Single(t *testing.T) {
 	}
 	go ssh.DiscardRequests(reqs)
 	io.WriteString(ch, "hi")
-	if got := make([]byte, 2); readFull(conn, got) != nil || string(got) != "hi" {
+	got := make([]byte, 2)
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != "hi" {
 		t.Errorf("got %q", got)
 	}
 	if !refused(t, addr) {
