@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -85,17 +86,7 @@ func TestCutOff(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer stdin.Close()
-			stdout, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			defer func() { cmd.Process.Kill(); cmd.Wait() }()
-			if up := make([]byte, 2); readFull(stdout, up) != nil || string(up) != "up" {
-				t.Fatalf("got %q", up)
-			}
+			startUp(t, cmd)
 			tt.act(cmd.Process, reset, stop)
 			if name != "reset" {
 				defer reset()
@@ -142,15 +133,9 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
-func readFull(r io.Reader, p []byte) error {
-	_, err := io.ReadFull(r, p)
-	return err
-}
-
-// A client that does not answer is told apart from one that does, and gives its terminal to whoever takes it up.
-func TestSilentClient(t *testing.T) {
-	f, host := keeping(t)
-	cmd := f.command(t, "ssh", "-tt", "ws", "echo up; exec yes")
+// startUp starts a client whose command says "up", and returns what follows. It is killed at the test's end.
+func startUp(t *testing.T, cmd *exec.Cmd) (stdout io.Reader) {
+	t.Helper()
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -158,10 +143,19 @@ func TestSilentClient(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { cmd.Process.Kill(); cmd.Wait() }()
-	if err := readFull(stdout, make([]byte, 2)); err != nil {
-		t.Fatal(err)
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	up := make([]byte, 2)
+	if _, err := io.ReadFull(stdout, up); err != nil || string(up) != "up" {
+		t.Fatalf("got %q, %v", up, err)
 	}
+	return stdout
+}
+
+// A client that does not answer is told apart from one that does, and gives its terminal to whoever takes it up.
+func TestSilentClient(t *testing.T) {
+	f, host := keeping(t)
+	cmd := f.command(t, "ssh", "-tt", "ws", "echo up; exec yes")
+	stdout := startUp(t, cmd)
 	all, err := host.List(t.Context())
 	if err != nil || len(all) != 1 {
 		t.Fatalf("got %+v, %v", all, err)
@@ -203,17 +197,7 @@ func TestKeepAlive(t *testing.T) {
 	host := terminals(t)
 	f := serve(t, func(c *Config) { c.Terminals, c.Keep, c.KeepAlive = host, time.Minute, 50*time.Millisecond })
 	cmd := f.command(t, "ssh", "-tt", "ws", "echo up; exec sleep 1000")
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { cmd.Process.Kill(); cmd.Wait() }()
-	if err := readFull(stdout, make([]byte, 2)); err != nil {
-		t.Fatal(err)
-	}
+	startUp(t, cmd)
 	for range 10 { // it is asked each time, and answers
 		if held := f.Held(t.Context()); len(held) != 1 {
 			t.Fatalf("got %v", held)
