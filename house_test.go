@@ -48,6 +48,7 @@ var mayImport = map[string][]string{
 	"control/coordinator": {},
 	"control/openapi":     {},
 	"internal/golden":     {},
+	"internal/testhome":   {},
 	"internal/testnet":    {},
 	"internal/netlab":     {},
 	"internal/judge":      {},

@@ -10,8 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/berthd/berth/internal/testhome"
 	"github.com/berthd/berth/ptyhost"
 )
 
@@ -38,7 +37,7 @@ func TestMain(m *testing.M) {
 		_, _ = bufio.NewReader(os.Stdin).ReadString(0)
 		return
 	}
-	goleak.VerifyTestMain(m)
+	testhome.Main(m)
 }
 
 // eventually polls until ok holds, with a limit that only a fault reaches.

@@ -65,7 +65,7 @@ func (m *machine) sshd(authorized string) string {
 	for name, text := range map[string]string{
 		"authorized": authorized + "\n",
 		"config": fmt.Sprintf("HostKey %[1]s/host\nAuthorizedKeysFile %[1]s/authorized\nPidFile none\nUsePAM no\nStrictModes no\n"+
-			"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n", dir),
+			"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\nSetEnv HOME=%[2]s\n", dir, m.home),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			m.t.Fatal(err)

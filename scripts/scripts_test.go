@@ -16,14 +16,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/berthd/berth/internal/testhome"
 	"github.com/berthd/berth/shell"
 	"github.com/berthd/berth/wire/agentpb"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testhome.Main(m) }
 
 // bench is a runner and what came of it.
 type bench struct {

@@ -18,14 +18,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/berthd/berth/internal/testhome"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testhome.Main(m) }
 
 // workspace returns one whose user has the given passwd shell; its home is a new directory.
 func workspace(t *testing.T, cfg Config, shell string, environ ...string) (*Workspace, string) {

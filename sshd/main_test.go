@@ -12,14 +12,13 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/berthd/berth/internal/testhome"
 	"github.com/berthd/berth/ptyhost"
 	"github.com/berthd/berth/shell"
 	"github.com/berthd/berth/wire/agentpb"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testhome.Main(m) }
 
 // fixture is a server on loopback, and what OpenSSH's programs need to reach it.
 type fixture struct {

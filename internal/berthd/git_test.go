@@ -87,6 +87,7 @@ func sshServer(t *testing.T, authorized string) (addr string) {
 	for name, content := range map[string]string{
 		"authorized": authorized,
 		"config": "HostKey " + dir + "/host\nAuthorizedKeysFile " + dir + "/authorized\nPidFile none\nUsePAM no\nStrictModes no\n" +
+			"SetEnv HOME=" + dir + "\n" + // bash reads .bashrc for sshd's commands, too
 			"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {

@@ -6,7 +6,7 @@ import (
 	"os"
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/berthd/berth/internal/testhome"
 )
 
 // envSelf makes the test binary be berthd, so that tests run it as a process of its own.
@@ -23,5 +23,5 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	testhome.Main(m)
 }
