@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -138,26 +139,34 @@ func (n *Node) acceptUDP(src, dst netip.AddrPort) (handler func(nettype.ConnPack
 		default:
 			return
 		}
-		if err := n.forwardUDP(peer, dst.Port()); err != nil {
+		if err := forwardUDP(n.ctx, peer, dst.Port()); err != nil {
 			n.log.Debug("cannot forward UDP", "port", dst.Port(), "peer", src, "err", err)
 		}
 	}, true
 }
 
-// forwardUDP carries one flow to the first loopback address with a service.
-// Only the refusal of a datagram tells that there is none, so the datagram that
-// is refused is sent again to the next address.
-func (n *Node) forwardUDP(peer net.Conn, port uint16) error {
-	idle := udpIdle
+// forwardUDP carries one flow to the first loopback address with a service,
+// until nothing has passed for a while. Only the refusal of a datagram tells
+// that there is none, so the datagram that is refused is sent again to the next
+// address.
+func forwardUDP(ctx context.Context, peer net.Conn, port uint16) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f := &udpFlow{peer: peer, quiet: udpIdle}
 	if port == portDNS {
-		idle = udpIdleDNS
+		f.quiet = udpIdleDNS
 	}
+	f.idle = time.AfterFunc(f.quiet, cancel)
+	defer f.idle.Stop()
+	defer context.AfterFunc(ctx, func() { peer.SetReadDeadline(time.Now()) })()
 	first := make([]byte, MaxDatagram+1)
-	peer.SetReadDeadline(time.Now().Add(idle))
 	size, err := readDatagram(peer, first)
 	if err != nil {
 		return err
 	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
 	var errs []error
 	for _, host := range loopbackAddrs {
 		backend, err := net.Dial("udp", net.JoinHostPort(host, strconv.Itoa(int(port))))
@@ -165,8 +174,13 @@ func (n *Node) forwardUDP(peer net.Conn, port uint16) error {
 			errs = append(errs, err)
 			continue
 		}
-		f := &udpFlow{peer: peer, backend: backend, idle: idle}
-		err = f.run(n.ctx, first[:size])
+		if f.backend.Swap(&backend) == nil {
+			wg.Go(func() {
+				defer cancel()
+				f.send()
+			})
+		}
+		err = f.exchange(ctx, backend, first[:size])
 		if !errors.Is(err, syscall.ECONNREFUSED) || f.answered {
 			return nil
 		}
@@ -187,54 +201,45 @@ func readDatagram(c net.Conn, buf []byte) (int, error) {
 	}
 }
 
-// udpFlow is one flow between a peer and one backend.
+// udpFlow is one flow between a peer and the backend that is tried or has answered.
 type udpFlow struct {
-	peer, backend net.Conn
-	idle          time.Duration
-	answered      bool
+	peer     net.Conn
+	backend  atomic.Pointer[net.Conn]
+	idle     *time.Timer // ends the flow
+	quiet    time.Duration
+	answered bool
 }
 
-// run carries datagrams until the flow is idle or the backend refuses one.
-func (f *udpFlow) run(ctx context.Context, first []byte) error {
-	defer f.backend.Close()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { f.peer.SetReadDeadline(time.Now()) })
-	defer stop()
-	if _, err := f.backend.Write(first); err != nil {
-		return err
-	}
-	touch := func() {
-		at := time.Now().Add(f.idle)
-		f.backend.SetReadDeadline(at)
-		if ctx.Err() == nil {
-			f.peer.SetReadDeadline(at)
-		}
-	}
-	touch()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	wg.Go(func() {
-		buf := make([]byte, MaxDatagram+1)
-		for ctx.Err() == nil {
-			size, err := readDatagram(f.peer, buf)
-			if err != nil {
-				f.backend.SetReadDeadline(time.Now())
-				return
-			}
-			touch()
-			f.backend.Write(buf[:size]) // a refusal shows on the reading side
-		}
-	})
+// send carries the peer's datagrams to whatever backend there is by then. A
+// refusal shows where its answers are read.
+func (f *udpFlow) send() {
 	buf := make([]byte, MaxDatagram+1)
 	for {
-		size, err := readDatagram(f.backend, buf)
+		size, err := readDatagram(f.peer, buf)
+		if err != nil {
+			return
+		}
+		f.idle.Reset(f.quiet)
+		(*f.backend.Load()).Write(buf[:size])
+	}
+}
+
+// exchange sends the backend the first datagram and carries its answers to the
+// peer, until ctx ends or the backend refuses.
+func (f *udpFlow) exchange(ctx context.Context, backend net.Conn, first []byte) error {
+	defer backend.Close()
+	defer context.AfterFunc(ctx, func() { backend.SetReadDeadline(time.Now()) })()
+	if _, err := backend.Write(first); err != nil {
+		return err
+	}
+	buf := make([]byte, MaxDatagram+1)
+	for {
+		size, err := readDatagram(backend, buf)
 		if err != nil {
 			return err
 		}
 		f.answered = true
-		touch()
+		f.idle.Reset(f.quiet)
 		if _, err := f.peer.Write(buf[:size]); err != nil {
 			return err
 		}

@@ -1,13 +1,19 @@
 package tailnet
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
+	"os"
+	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // loopbackTCP serves f on a loopback address and returns the port.
@@ -135,14 +141,94 @@ func TestForwardUDP(t *testing.T) {
 			defer c.Close()
 			c.Write(make([]byte, MaxDatagram+1)) // lost as a whole, not cut
 			for _, size := range []int{1, 1000, 1232, MaxDatagram} {
-				sent := make([]byte, size)
-				c.SetDeadline(time.Now().Add(5 * time.Second))
-				c.Write(sent)
-				got := make([]byte, 2000)
-				if n, err := c.Read(got); err != nil || n != size {
-					t.Fatalf("datagram of %d bytes: got %d back, %v", size, n, err)
+				echoed(t, c, size)
+			}
+		})
+	}
+}
+
+// echoed sends a datagram until it comes back, for what carries it may lose it.
+func echoed(t *testing.T, c net.Conn, size int) {
+	t.Helper()
+	got := make([]byte, MaxDatagram+2)
+	for end := time.Now().Add(10 * time.Second); ; {
+		c.Write(make([]byte, size))
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		n, err := c.Read(got)
+		for err == nil && n < size { // an earlier one that was sent twice
+			n, err = c.Read(got)
+		}
+		if n == size {
+			return
+		}
+		if err == nil || time.Now().After(end) {
+			t.Fatalf("datagram of %d bytes: got %d back, %v", size, n, err)
+		}
+	}
+}
+
+// TestUDPBackends: a flow whose first address refuses reaches the next one with that very
+// datagram. These sockets lose none, so nothing is sent again here; many flows at once make the refusal
+// come before, while and after the flow's own goroutines start.
+func TestUDPBackends(t *testing.T) {
+	service, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback})
+	if err != nil {
+		t.Fatalf("this test needs loopback on ::1: %v", err)
+	}
+	defer service.Close()
+	port := uint16(service.LocalAddr().(*net.UDPAddr).Port)
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := service.ReadFromUDP(buf)
+			if err != nil {
+				return
+			}
+			service.WriteToUDP(buf[:n], from)
+		}
+	}()
+	var flows sync.WaitGroup
+	for range 8 {
+		flows.Go(func() {
+			for i := range 200 {
+				peer, client := datagramPair(t)
+				ctx, cancel := context.WithCancel(t.Context())
+				var ended sync.WaitGroup
+				ended.Go(func() { forwardUDP(ctx, peer, port) })
+				client.SetDeadline(time.Now().Add(20 * time.Second))
+				client.Write([]byte{1})
+				if _, err := client.Read(make([]byte, 1)); err != nil {
+					t.Errorf("flow %d: %v", i, err)
+				}
+				cancel()
+				ended.Wait()
+				peer.Close()
+				client.Close()
+				if t.Failed() {
+					return
 				}
 			}
 		})
 	}
+	flows.Wait()
+}
+
+// datagramPair returns two connected sockets that lose nothing.
+func datagramPair(t *testing.T) (a, b net.Conn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		t.Error(err)
+		runtime.Goexit()
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "end")
+		if ends[i], err = net.FileConn(f); err != nil {
+			t.Error(err)
+			runtime.Goexit()
+		}
+		f.Close()
+	}
+	return ends[0], ends[1]
 }
