@@ -15,6 +15,7 @@ import (
 	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/containers"
 	"github.com/berthd/berth/identity"
+	"github.com/berthd/berth/mask"
 	"github.com/berthd/berth/ports"
 	"github.com/berthd/berth/reporter"
 	"github.com/berthd/berth/scripts"
@@ -85,6 +86,7 @@ type agent struct {
 type parts struct {
 	server    *client.Client
 	link      *link
+	mask      *mask.Masker // of the secrets that the agent comes to know
 	reporter  *reporter.Reporter
 	shell     *shell.Workspace
 	scripts   *scripts.Runner
@@ -139,7 +141,8 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.reporter, err = reporter.Open(reporter.Config{Dir: cfg.State.Path("spool"), PatchAppStatus: a.patchAppStatus, Log: cfg.Log})
+	a.mask = mask.New()
+	a.reporter, err = reporter.Open(reporter.Config{Dir: cfg.State.Path("spool"), PatchAppStatus: a.patchAppStatus, Mask: a.mask, Log: cfg.Log})
 	if err != nil {
 		return nil, err
 	}
@@ -298,6 +301,7 @@ func (a *agent) dial(ctx context.Context) (session, error) {
 		return nil, identityProblem(err)
 	}
 	a.secret.Store(&token)
+	a.mask.Add(token)
 	up, err := a.server.ConnectAgent(ctx)
 	if err != nil {
 		return nil, err

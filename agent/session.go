@@ -106,6 +106,9 @@ func (a *agent) takeManifest(ctx context.Context, api agentpb.DRPCAgentClient) (
 		a.changed.Store(true)
 		return nil, errAgentChanged
 	}
+	for _, s := range m.GetSecrets() {
+		a.mask.Add(wire.Secret(s.GetValue()))
+	}
 	a.reporter.For(id)
 	a.shell.Update(m, a.token())
 	return m, nil

@@ -286,10 +286,17 @@ func waitFor(t *testing.T, p *pipe, words string) {
 
 // A planted secret must appear nowhere but in the places that hold it by design.
 func TestSecretsStaySecret(t *testing.T) {
-	const planted = "planted-s3cret-value"
-	r := newRoad(t, "agents:\n  - name: box\n    environment:\n      DATABASE_PASSWORD: "+planted+"\n    scripts:\n      - display_name: hello\n        run_on_start: true\n        script: echo hello\n")
+	const planted, ofUser = "planted-s3cret-value", "users-s3cret-value"
+	r := newRoad(t, "agents:\n  - name: box\n    environment:\n      DATABASE_PASSWORD: "+planted+"\n"+
+		"    secrets:\n      - {env: OF_USER, value: "+ofUser+"}\n"+
+		"    scripts:\n      - display_name: hello\n        run_on_start: true\n"+
+		"        script: echo hello $BERTH_AGENT_TOKEN; printf %s \"${OF_USER%value}\"; sleep 0.2; echo \"${OF_USER#users-s3cret-}\"; echo bye\n")
 	r.run("BERTH_LOG_LEVEL=debug")
 	r.waitConnected(20 * time.Second)
+	eventually(t, 20*time.Second, "the script's log arrives", func() bool { return strings.Contains(r.berth("logs", "box"), "bye") })
+	if log := r.berth("logs", "box"); strings.Count(log, "[hidden]") != 2 {
+		t.Errorf("the token and the secret are not hidden in the log:\n%s", log)
+	}
 	key, err := os.ReadFile(filepath.Join(r.data, "admin-key"))
 	if err != nil {
 		t.Fatal(err)
@@ -320,7 +327,7 @@ func TestSecretsStaySecret(t *testing.T) {
 		}
 	}
 	for what, text := range seen {
-		for name, secret := range map[string]string{"variable": planted, "agent token": r.token, "admin key": admin} {
+		for name, secret := range map[string]string{"variable": planted, "user's secret": ofUser, "agent token": r.token, "admin key": admin} {
 			if strings.Contains(text, secret) {
 				t.Errorf("the %s shows in the %s", name, what)
 			}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/berthd/berth/mask"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
@@ -28,6 +29,7 @@ const (
 
 // cutter cuts a byte stream into lines. It holds at most one line, and of that at most maxLine bytes.
 type cutter struct {
+	mask    *mask.Masker
 	line    []byte
 	dropped int  // bytes of the line beyond maxLine
 	cr      bool // a carriage return came last
@@ -70,18 +72,19 @@ func (c *cutter) add(text []byte) {
 // end passes the line that is being held, if one has begun.
 func (c *cutter) end(emit func([]byte)) {
 	if c.begun {
-		emit(clean(c.line, c.dropped))
+		emit(c.clean())
 	}
 	c.reset()
 }
 
 func (c *cutter) reset() { c.line, c.dropped, c.cr, c.begun = c.line[:0], 0, false, false }
 
-// clean makes line valid text of at most maxLine bytes without NUL, and marks it when bytes were
-// cut off, here or before (dropped).
-func clean(line []byte, dropped int) []byte {
+// clean returns the line as valid text of at most maxLine bytes without NUL and secrets, with a mark when
+// bytes were cut off.
+func (c *cutter) clean() []byte {
+	line, dropped := c.mask.Bytes(c.line), c.dropped
 	if dropped > 0 {
-		kept := trimPartialRune(line)
+		kept := trimPartialRune(line[:len(line)-c.mask.Begun(line)])
 		dropped += len(line) - len(kept)
 		line = kept
 	}

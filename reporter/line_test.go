@@ -9,12 +9,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/berthd/berth/mask"
 	"github.com/berthd/berth/wire/agentpb"
 )
 
 // cut returns the lines of parts, written one after the other.
-func cut(parts ...string) []string {
-	var c cutter
+func cut(parts ...string) []string { return cutMasked(nil, parts...) }
+
+func cutMasked(m *mask.Masker, parts ...string) []string {
+	c := cutter{mask: m}
 	var lines []string
 	emit := func(line []byte) { lines = append(lines, string(line)) }
 	for _, p := range parts {
@@ -55,6 +58,29 @@ func TestLines(t *testing.T) {
 	}
 }
 
+func TestSecretsAreHiddenInLines(t *testing.T) {
+	m := mask.New("s3cret-value", "BEGIN PRIVATE\nMIIEabcdefgh\n")
+	long := strings.Repeat("x", maxLine)
+	for _, c := range []struct {
+		name  string
+		parts []string
+		want  []string
+	}{
+		{"in two writes", []string{"a s3cr", "et-value b\n"}, []string{"a [hidden] b"}},
+		{"without an end", []string{"s3cret-value"}, []string{"[hidden]"}},
+		{"several lines", []string{"BEGIN PRIVATE\r\nMIIEabcdefgh\n"}, []string{"[hidden]", "[hidden]"}},
+		{"overwritten in part", []string{"s3cret-\rs3cret-value\n"}, []string{"[hidden]"}},
+		{"across the cut", []string{long[12:], "s3cret-", "value\n"}, []string{long[12:] + "[hidden]"}},
+		{"behind the cut", []string{long[5:], "s3cret-value\n"}, []string{long[5:] + "… [berth: 12 more bytes]"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if diff := cmp.Diff(c.want, cutMasked(m, c.parts...)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestHugeLineIsHeldInLittleMemory(t *testing.T) {
 	var c cutter
 	part := bytes.Repeat([]byte("x"), 1<<20)
@@ -72,20 +98,23 @@ func TestHugeLineIsHeldInLittleMemory(t *testing.T) {
 }
 
 func FuzzLines(f *testing.F) {
+	const secret = "s3cret-value"
+	masker := mask.New(secret)
+	f.Add([]byte("a "+secret+"\n"+strings.Repeat("x", maxLine-5)+secret), maxLine)
 	f.Add([]byte("a\r\nb\rc\x00\xff\n"), 3)
 	f.Add([]byte(strings.Repeat("é", maxLine)+"\n"), maxLine)
 	f.Add(bytes.Repeat([]byte{0}, 2*maxLine), 7)
 	f.Fuzz(func(t *testing.T, b []byte, at int) {
 		at = min(max(at, 0), len(b))
-		lines := cut(string(b))
-		if diff := cmp.Diff(lines, cut(string(b[:at]), string(b[at:]))); diff != "" {
+		lines := cutMasked(masker, string(b))
+		if diff := cmp.Diff(lines, cutMasked(masker, string(b[:at]), string(b[at:]))); diff != "" {
 			t.Errorf("in two parts it is other lines (-one +two):\n%s", diff)
 		}
 		if want := bytes.Count(b, []byte("\n")); len(lines) < want || len(lines) > want+1 {
 			t.Errorf("%d lines of %d line ends", len(lines), want)
 		}
 		for _, line := range lines {
-			if !utf8.ValidString(line) || strings.ContainsAny(line, "\x00\n\r") || len(line) > maxLine+maxMark {
+			if !utf8.ValidString(line) || strings.ContainsAny(line, "\x00\n\r") || len(line) > maxLine+maxMark || strings.Contains(strings.ReplaceAll(line, mask.Hidden, "\n"), secret) {
 				t.Errorf("line %q", line)
 			}
 		}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/berthd/berth/mask"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
@@ -53,6 +54,8 @@ type Config struct {
 	// [*wire.Error] if the server refused the status, and another if the server was not reached.
 	// Without it such a server gets none.
 	PatchAppStatus func(context.Context, *agentpb.UpdateAppStatusRequest) error
+	// Mask hides secrets in log lines, app statuses and metadata; nil hides none.
+	Mask *mask.Masker
 	// Log gets what went wrong; nil discards it.
 	Log *slog.Logger
 }
@@ -62,6 +65,7 @@ type Config struct {
 type Reporter struct {
 	log     *slog.Logger
 	spool   *spool
+	mask    *mask.Masker
 	refusal sync.Once
 	full    atomic.Bool // the server keeps no more logs of this workspace, ever
 
@@ -97,7 +101,7 @@ func Open(cfg Config) (*Reporter, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Reporter{log: cfg.Log, spool: spool, state: agentpb.Lifecycle_CREATED}
+	r := &Reporter{log: cfg.Log, spool: spool, mask: cfg.Mask, state: agentpb.Lifecycle_CREATED}
 	r.open, r.shut = context.WithCancel(context.Background())
 	r.makeLanes(cfg)
 	r.syncing.Go(func() { spool.syncLoop(r.open.Done()) })
@@ -115,12 +119,14 @@ func (r *Reporter) makeLanes(cfg Config) {
 	r.appStatus = newLane(r, kind[*agentpb.UpdateAppStatusRequest]{
 		name: "app statuses", bound: maxKept,
 		call: func(ctx context.Context, on link, batch []*agentpb.UpdateAppStatusRequest) error {
+			status := batch[0]
+			status.Message, status.Uri = r.mask.String(status.GetMessage()), r.mask.String(status.GetUri())
 			err := errAbsent
 			if on.version.AtLeast(8) {
-				_, err = on.UpdateAppStatus(ctx, batch[0])
+				_, err = on.UpdateAppStatus(ctx, status)
 			}
 			if lacks(err) && cfg.PatchAppStatus != nil {
-				err = overHTTP(cfg.PatchAppStatus(ctx, batch[0]))
+				err = overHTTP(cfg.PatchAppStatus(ctx, status))
 			}
 			return err
 		},
@@ -141,6 +147,7 @@ func (r *Reporter) makeLanes(cfg Config) {
 		room: wire.MaxMetadataKeys,
 		call: func(ctx context.Context, on link, batch []*agentpb.Metadata) error {
 			for _, m := range batch {
+				m.Result.Value, m.Result.Error = r.mask.String(m.GetResult().GetValue()), r.mask.String(m.GetResult().GetError())
 				m.Result.Age = int64(time.Since(m.Result.GetCollectedAt().AsTime()) / time.Second)
 			}
 			_, err := on.BatchUpdateMetadata(ctx, &agentpb.BatchUpdateMetadataRequest{Metadata: batch})
@@ -189,7 +196,7 @@ func (r *Reporter) For(agent uuid.UUID) { r.spool.belongTo(agent) }
 // server: see the package's documentation for what becomes of a line. A line that has no end yet is
 // handed over by Close.
 func (r *Reporter) Writer(source uuid.UUID, level agentpb.Log_Level) io.WriteCloser {
-	return &writer{spool: r.spool, source: source, level: level}
+	return &writer{spool: r.spool, source: source, level: level, cutter: cutter{mask: r.mask}}
 }
 
 // Lifecycle reports that the workspace entered a state. States are delivered in order, each once;

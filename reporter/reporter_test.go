@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"storj.io/drpc/drpcerr"
 
+	"github.com/berthd/berth/mask"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
@@ -344,6 +345,26 @@ func TestAppStatusGoesByHTTPWhereThereIsNoRPC(t *testing.T) {
 	stop()
 	if diff := cmp.Diff([]string{"a", "a", "unknown", "b"}, patched); diff != "" {
 		t.Errorf("patched (-want +got):\n%s", diff)
+	}
+}
+
+// TestSecretsAreHidden: also those that become known after the report.
+func TestSecretsAreHidden(t *testing.T) {
+	s := newServer(t)
+	m := mask.New()
+	r := open(t, Config{Mask: m})
+	r.AppStatus(&agentpb.UpdateAppStatusRequest{Slug: "a", Message: "with s3cret-value"})
+	r.Metadata("k", &agentpb.WorkspaceAgentMetadata_Result{Value: "s3cret-value", Error: "no s3cret-value"})
+	m.Add("s3cret-value")
+	write(t, r, sourceA, "password: s3cret-value")
+	link1(t, r, s, wire.CurrentVersion)
+	flush(t, r)
+	wantLines(t, s, sourceA, []string{"password: [hidden]"})
+	if diff := cmp.Diff([]string{"a:with [hidden]"}, s.statuses); diff != "" {
+		t.Error(diff)
+	}
+	if got := s.metadata[0].GetResult(); got.GetValue() != "[hidden]" || got.GetError() != "no [hidden]" {
+		t.Errorf("metadata %v", got)
 	}
 }
 
