@@ -18,6 +18,8 @@
 // the lines of that interval. Past its bound the spool drops from the middle, keeps the first and
 // the last lines, and puts one line in the gap that tells how many are missing.
 //
-// Everything else is kept in memory: in order where each report matters, and only the newest where
-// only the newest matters.
+// Everything else waits in order where each report matters, and only the newest where only the newest
+// matters. Lifecycle states, app statuses, script timings and connections are in a file of their kind before
+// the call that reports them returns, and leave it when the server has them: killing the process costs none of
+// them. What is observed anew anyway (app health, metadata, resource usage) is kept in memory.
 package reporter

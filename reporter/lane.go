@@ -4,9 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/rpc"
@@ -36,49 +41,73 @@ type link struct {
 }
 
 // kind says how reports of one kind are delivered.
-type kind[T any] struct {
+type kind[T proto.Message] struct {
 	name  string
+	file  string                                 // where what waits is kept on disk; empty: in memory alone
 	since int                                    // minor version that brought the call
 	bound int                                    // reports kept; beyond it the oldest goes
 	cost  func(T) int                            // of one report; nil: 1
 	room  int                                    // that one call has for costs; it takes at least one report
 	pause time.Duration                          // between calls
+	pace  time.Duration                          // between calls for one key; meanwhile its newest report waits
 	must  bool                                   // the report is kept until the server takes it
 	call  func(context.Context, link, []T) error // one RPC
 }
 
 // lane delivers reports of one kind, in order. A keyed report replaces the waiting one of its key.
-type lane[T any] struct {
+type lane[T proto.Message] struct {
 	kind[T]
-	log  *slog.Logger
-	done func() // called when fewer wait than before
-	wake chan struct{}
+	log   *slog.Logger
+	done  func()        // called when fewer wait than before
+	hurry *atomic.Int32 // over zero: no report rests, as somebody waits for all of them
+	wake  chan struct{}
+	shelf *shelf // nil: in memory alone
 
 	complaint string // what the server last refused a report with; deliver's own
 
 	mu      sync.Mutex
 	waiting []report[T]
-	stamp   uint64
+	rests   map[string]time.Time // until when, by key
+	stamp   uint64               // of the newest report
+	changes uint64               // of what waits
+	agent   uuid.UUID            // whose reports they are; nil if nobody has said
+	found   uint64               // stamp of the last report that an earlier process left
 }
 
-func newLane[T any](r *Reporter, k kind[T]) *lane[T] {
+// newLane makes a lane, with what an earlier process left in dir.
+func newLane[T proto.Message](r *Reporter, dir string, k kind[T]) *lane[T] {
 	if k.cost == nil {
 		k.cost = func(T) int { return 1 }
 	}
-	return &lane[T]{kind: k, log: r.log, done: r.progress.announce, wake: make(chan struct{}, 1)}
+	l := &lane[T]{
+		kind: k, log: r.log, done: r.progress.announce, hurry: &r.flushing,
+		wake: make(chan struct{}, 1), rests: map[string]time.Time{},
+	}
+	if dir != "" && k.file != "" {
+		l.shelf = newShelf(dir, k.file, k.name, r.log, r.unsynced)
+		l.recover()
+	}
+	return l
 }
 
-type report[T any] struct {
+type report[T proto.Message] struct {
 	key   string // empty: replaces none
 	value T
+	body  []byte // value as it is kept on disk
 	stamp uint64
 }
 
-// put adds a report.
+// put adds a report. Where they are kept on disk, it is there when put returns.
 func (l *lane[T]) put(key string, value T) {
+	var body []byte
+	if l.shelf != nil {
+		// A body that cannot be encoded cannot be sent either, and the call will say so.
+		body, _ = proto.Marshal(value)
+	}
 	l.mu.Lock()
 	l.stamp++
-	r := report[T]{key, value, l.stamp}
+	l.changes++
+	r := report[T]{key, value, body, l.stamp}
 	i := slices.IndexFunc(l.waiting, func(w report[T]) bool { return key != "" && w.key == key })
 	if i >= 0 {
 		l.waiting[i] = r
@@ -93,8 +122,79 @@ func (l *lane[T]) put(key string, value T) {
 	if over {
 		l.log.Warn("too many reports wait for the server; the oldest was dropped", "reports", l.name, "kept", l.bound)
 	}
+	l.save()
 	notify(l.wake)
 }
+
+// newest returns the report that was put last, if it waits still.
+func (l *lane[T]) newest() (value T, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.waiting) == 0 {
+		return value, false
+	}
+	return l.waiting[len(l.waiting)-1].value, true
+}
+
+// save brings the file up to what waits. Of several at once one writes for all.
+func (l *lane[T]) save() {
+	if l.shelf == nil {
+		return
+	}
+	l.shelf.write(func(written uint64) (shelved, uint64) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.changes == written {
+			return shelved{}, written
+		}
+		content := shelved{Agent: l.agent, Reports: make([]shelvedReport, len(l.waiting))}
+		for i, r := range l.waiting {
+			content.Reports[i] = shelvedReport{r.key, r.body}
+		}
+		return content, l.changes
+	})
+}
+
+// recover takes up what an earlier process left.
+func (l *lane[T]) recover() {
+	content := l.shelf.read()
+	l.agent = content.Agent
+	for _, kept := range content.Reports[max(0, len(content.Reports)-l.bound):] {
+		var none T
+		value := none.ProtoReflect().New().Interface().(T)
+		if err := proto.Unmarshal(kept.Body, value); err != nil {
+			l.log.Warn("a report that berthd left cannot be read; it is dropped", "reports", l.name, "err", err)
+			continue
+		}
+		l.stamp++
+		l.waiting = append(l.waiting, report[T]{kept.Key, value, kept.Body, l.stamp})
+	}
+	l.found = l.stamp
+}
+
+// belongTo says whose reports they are from now on. What an earlier process left of another agent is dropped.
+func (l *lane[T]) belongTo(agent uuid.UUID) {
+	l.mu.Lock()
+	same := l.agent == agent
+	if !same && l.agent != uuid.Nil {
+		l.waiting = slices.DeleteFunc(l.waiting, func(r report[T]) bool { return r.stamp <= l.found })
+	}
+	if l.agent = agent; !same {
+		l.changes++
+	}
+	l.mu.Unlock()
+	l.save()
+}
+
+// sync makes what was saved survive a loss of power.
+func (l *lane[T]) sync() {
+	if l.shelf != nil {
+		l.shelf.sync()
+	}
+}
+
+// hasten wakes deliver when there is a hurry.
+func (l *lane[T]) hasten() { notify(l.wake) }
 
 func (l *lane[T]) String() string { return l.name }
 
@@ -104,29 +204,59 @@ func (l *lane[T]) backlog() int64 {
 	return int64(len(l.waiting))
 }
 
-// peek returns the reports of the next call.
-func (l *lane[T]) peek() []report[T] {
+// peek returns the reports of the next call. If all that wait rest, it returns none, and for how long they do.
+func (l *lane[T]) peek() (batch []report[T], rest time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var n, used int
-	for n < len(l.waiting) {
-		used += l.cost(l.waiting[n].value)
-		if n > 0 && used > l.room {
+	now, used := time.Now(), 0
+	for _, r := range l.waiting {
+		if left := l.rests[r.key].Sub(now); left > 0 && l.hurry.Load() == 0 {
+			if rest == 0 || left < rest {
+				rest = left
+			}
+			continue
+		}
+		used += l.cost(r.value)
+		if len(batch) > 0 && used > l.room {
 			break
 		}
-		n++
+		batch = append(batch, r)
 	}
-	return slices.Clone(l.waiting[:n])
+	return batch, rest
 }
 
-// remove drops those of batch that nothing newer has replaced.
+// remove drops those of batch that nothing newer has replaced, and lets their keys rest.
 func (l *lane[T]) remove(batch []report[T]) {
 	l.mu.Lock()
 	l.waiting = slices.DeleteFunc(l.waiting, func(w report[T]) bool {
 		return slices.ContainsFunc(batch, func(b report[T]) bool { return b.stamp == w.stamp })
 	})
+	l.changes++
+	if l.pace > 0 {
+		now := time.Now()
+		maps.DeleteFunc(l.rests, func(_ string, until time.Time) bool { return !now.Before(until) })
+		for _, r := range batch {
+			l.rests[r.key] = now.Add(l.pace)
+		}
+	}
 	l.mu.Unlock()
+	l.save()
 	l.done()
+}
+
+// await waits until there may be a report to send: for a new one, and for one that rests.
+func (l *lane[T]) await(ctx context.Context, rest time.Duration) {
+	var rested <-chan time.Time
+	if rest > 0 {
+		timer := time.NewTimer(rest)
+		defer timer.Stop()
+		rested = timer.C
+	}
+	select {
+	case <-ctx.Done():
+	case <-l.wake:
+	case <-rested:
+	}
 }
 
 // deliver sends what waits and what comes until ctx ends.
@@ -134,12 +264,9 @@ func (l *lane[T]) deliver(ctx context.Context, on link) {
 	absent := !on.version.AtLeast(l.since)
 	var retry retry
 	for ctx.Err() == nil {
-		batch := l.peek()
+		batch, rest := l.peek()
 		if len(batch) == 0 {
-			select {
-			case <-ctx.Done():
-			case <-l.wake:
-			}
+			l.await(ctx, rest)
 			continue
 		}
 		if !absent {

@@ -157,7 +157,7 @@ func FuzzWalk(f *testing.F) {
 }
 
 func FuzzState(f *testing.F) {
-	good, err := state{Boot: "b", Spool: sourceA, Acknowledged: []acknowledged{{sourceA, sourceB, 3}}}.encode()
+	good, err := encodeNote(state{Boot: "b", Spool: sourceA, Acknowledged: []acknowledged{{sourceA, sourceB, 3}}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func FuzzState(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := st.encode()
+		again, err := encodeNote(st)
 		if err != nil {
 			t.Fatal(err)
 		}

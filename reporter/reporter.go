@@ -42,13 +42,17 @@ const (
 	maxKept = 1024
 	// metadataPause is the least time between two metadata calls.
 	metadataPause = time.Second
+	// statusPace is the least time between two statuses of one app: a person reads no more of them, and a
+	// program that reports in a loop would push all others out of the app's history.
+	statusPace = time.Second
 )
 
 // Config says where a reporter keeps what it has not delivered.
 type Config struct {
-	// Dir holds the log spool and nothing else; it is made if need be. Empty keeps logs in memory.
+	// Dir holds the log spool and reports that wait, and nothing else; it is made if need be. Empty keeps
+	// them in memory.
 	Dir string
-	// Limit bounds Dir, in bytes; zero means DefaultLimit, and less than 1 MiB counts as 1 MiB.
+	// Limit bounds the logs in Dir, in bytes; zero means DefaultLimit, and less than 1 MiB counts as 1 MiB.
 	Limit int64
 	// PatchAppStatus delivers an app status to a server that has no RPC for it. Its error is a
 	// [*wire.Error] if the server refused the status, and another if the server was not reached.
@@ -71,13 +75,15 @@ type Reporter struct {
 
 	lifecycle   *lane[*agentpb.Lifecycle]
 	appStatus   *lane[*agentpb.UpdateAppStatusRequest]
-	appHealth   *lane[[]*agentpb.BatchUpdateAppHealthRequest_HealthUpdate]
+	appHealth   *lane[*agentpb.BatchUpdateAppHealthRequest]
 	metadata    *lane[*agentpb.Metadata]
 	timings     *lane[*agentpb.Timing]
 	connections *lane[*agentpb.Connection]
-	resources   *lane[[]*agentpb.PushResourcesMonitoringUsageRequest_Datapoint]
+	resources   *lane[*agentpb.PushResourcesMonitoringUsageRequest]
 
 	progress broadcast
+	flushing atomic.Int32    // how many wait in Flush
+	unsynced chan struct{}   // holds a token when reports on disk want an fsync
 	open     context.Context // ended by shut
 	shut     context.CancelFunc
 	syncing  sync.WaitGroup
@@ -101,23 +107,26 @@ func Open(cfg Config) (*Reporter, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Reporter{log: cfg.Log, spool: spool, mask: cfg.Mask, state: agentpb.Lifecycle_CREATED}
+	r := &Reporter{log: cfg.Log, spool: spool, mask: cfg.Mask, state: agentpb.Lifecycle_CREATED, unsynced: make(chan struct{}, 1)}
 	r.open, r.shut = context.WithCancel(context.Background())
-	r.makeLanes(cfg)
-	r.syncing.Go(func() { spool.syncLoop(r.open.Done()) })
+	r.makeLanes(spool.dir, cfg)
+	r.syncing.Go(func() { onSchedule(r.open.Done(), spool.dirty, spool.sync) })
+	r.syncing.Go(func() { onSchedule(r.open.Done(), r.unsynced, r.syncReports) })
 	return r, nil
 }
 
-func (r *Reporter) makeLanes(cfg Config) {
-	r.lifecycle = newLane(r, kind[*agentpb.Lifecycle]{
-		name: "lifecycle states", bound: maxKept, must: true,
+// makeLanes makes the lanes. What cannot be observed again outlives the process in dir: the rest is as old as
+// the process when it is gone, and comes anew with the next.
+func (r *Reporter) makeLanes(dir string, cfg Config) {
+	r.lifecycle = newLane(r, dir, kind[*agentpb.Lifecycle]{
+		name: "lifecycle states", file: "lifecycle", bound: maxKept, must: true,
 		call: func(ctx context.Context, on link, batch []*agentpb.Lifecycle) error {
 			_, err := on.UpdateLifecycle(ctx, &agentpb.UpdateLifecycleRequest{Lifecycle: batch[0]})
 			return err
 		},
 	})
-	r.appStatus = newLane(r, kind[*agentpb.UpdateAppStatusRequest]{
-		name: "app statuses", bound: maxKept,
+	r.appStatus = newLane(r, dir, kind[*agentpb.UpdateAppStatusRequest]{
+		name: "app statuses", file: "app-status", bound: maxKept, pace: statusPace,
 		call: func(ctx context.Context, on link, batch []*agentpb.UpdateAppStatusRequest) error {
 			status := batch[0]
 			status.Message, status.Uri = r.mask.String(status.GetMessage()), r.mask.String(status.GetUri())
@@ -131,14 +140,14 @@ func (r *Reporter) makeLanes(cfg Config) {
 			return err
 		},
 	})
-	r.appHealth = newLane(r, kind[[]*agentpb.BatchUpdateAppHealthRequest_HealthUpdate]{
+	r.appHealth = newLane(r, dir, kind[*agentpb.BatchUpdateAppHealthRequest]{
 		name: "app health", bound: 1, must: true,
-		call: func(ctx context.Context, on link, batch [][]*agentpb.BatchUpdateAppHealthRequest_HealthUpdate) error {
-			_, err := on.BatchUpdateAppHealths(ctx, &agentpb.BatchUpdateAppHealthRequest{Updates: batch[0]})
+		call: func(ctx context.Context, on link, batch []*agentpb.BatchUpdateAppHealthRequest) error {
+			_, err := on.BatchUpdateAppHealths(ctx, batch[0])
 			return err
 		},
 	})
-	r.metadata = newLane(r, kind[*agentpb.Metadata]{
+	r.metadata = newLane(r, dir, kind[*agentpb.Metadata]{
 		name: "metadata", bound: maxKept, must: true, pause: metadataPause,
 		// A call has room for so many bytes of keys, and for 3 MiB of values and errors in a message of 4.
 		cost: func(m *agentpb.Metadata) int {
@@ -154,24 +163,24 @@ func (r *Reporter) makeLanes(cfg Config) {
 			return err
 		},
 	})
-	r.timings = newLane(r, kind[*agentpb.Timing]{
-		name: "script timings", since: 3, bound: maxKept,
+	r.timings = newLane(r, dir, kind[*agentpb.Timing]{
+		name: "script timings", file: "timings", since: 3, bound: maxKept,
 		call: func(ctx context.Context, on link, batch []*agentpb.Timing) error {
 			_, err := on.ScriptCompleted(ctx, &agentpb.WorkspaceAgentScriptCompletedRequest{Timing: batch[0]})
 			return err
 		},
 	})
-	r.connections = newLane(r, kind[*agentpb.Connection]{
-		name: "connections", since: 4, bound: maxConnections,
+	r.connections = newLane(r, dir, kind[*agentpb.Connection]{
+		name: "connections", file: "connections", since: 4, bound: maxConnections,
 		call: func(ctx context.Context, on link, batch []*agentpb.Connection) error {
 			_, err := on.ReportConnection(ctx, &agentpb.ReportConnectionRequest{Connection: batch[0]})
 			return err
 		},
 	})
-	r.resources = newLane(r, kind[[]*agentpb.PushResourcesMonitoringUsageRequest_Datapoint]{
+	r.resources = newLane(r, dir, kind[*agentpb.PushResourcesMonitoringUsageRequest]{
 		name: "resource usage", since: 4, bound: 1,
-		call: func(ctx context.Context, on link, batch [][]*agentpb.PushResourcesMonitoringUsageRequest_Datapoint) error {
-			_, err := on.PushResourcesMonitoringUsage(ctx, &agentpb.PushResourcesMonitoringUsageRequest{Datapoints: batch[0]})
+		call: func(ctx context.Context, on link, batch []*agentpb.PushResourcesMonitoringUsageRequest) error {
+			_, err := on.PushResourcesMonitoringUsage(ctx, batch[0])
 			return err
 		},
 	})
@@ -188,9 +197,14 @@ func overHTTP(err error) error {
 // Backlog returns how many bytes of log lines the server does not have yet.
 func (r *Reporter) Backlog() int64 { return r.spool.backlog() }
 
-// For says which agent it is that reports. Call it before Deliver: log lines that another agent left in
-// Dir are dropped.
-func (r *Reporter) For(agent uuid.UUID) { r.spool.belongTo(agent) }
+// For says which agent it is that reports. Call it before Deliver: what another agent left in Dir is
+// dropped.
+func (r *Reporter) For(agent uuid.UUID) {
+	r.spool.belongTo(agent)
+	for _, l := range r.lanes() {
+		l.belongTo(agent)
+	}
+}
 
 // Writer returns a stream of the log source, whose lines get level. Writing never waits for the
 // server: see the package's documentation for what becomes of a line. A line that has no end yet is
@@ -208,22 +222,25 @@ func (r *Reporter) Lifecycle(state agentpb.Lifecycle_State) {
 		return
 	}
 	r.state = state
+	if last, ok := r.lifecycle.newest(); ok && last.GetState() == state {
+		return // left by a berthd before us
+	}
 	r.lifecycle.put("", &agentpb.Lifecycle{State: state, ChangedAt: timestamppb.Now()})
 }
 
-// AppStatus reports what an app is doing. Of each app only the newest is kept.
+// AppStatus reports what an app is doing. Of each app only the newest is kept, and one a second is sent.
 func (r *Reporter) AppStatus(status *agentpb.UpdateAppStatusRequest) {
 	r.appStatus.put(status.GetSlug(), status)
 }
 
 // AppHealths reports the health of all apps that are watched. Only the newest report is kept.
 func (r *Reporter) AppHealths(all []*agentpb.BatchUpdateAppHealthRequest_HealthUpdate) {
-	r.appHealth.put(newest, all)
+	r.appHealth.put(newest, &agentpb.BatchUpdateAppHealthRequest{Updates: all})
 }
 
 // Resources reports a window of what the workspace used, oldest first. Only the newest window is kept.
 func (r *Reporter) Resources(window []*agentpb.PushResourcesMonitoringUsageRequest_Datapoint) {
-	r.resources.put(newest, window)
+	r.resources.put(newest, &agentpb.PushResourcesMonitoringUsageRequest{Datapoints: window})
 }
 
 // newest is the key of reports of which one replaces the one before.
@@ -249,7 +266,29 @@ type channel interface {
 }
 
 func (r *Reporter) channels() []channel {
-	return []channel{logChannel{r}, r.lifecycle, r.appStatus, r.appHealth, r.metadata, r.timings, r.connections, r.resources}
+	all := []channel{logChannel{r}}
+	for _, l := range r.lanes() {
+		all = append(all, l)
+	}
+	return all
+}
+
+// reports is a lane of any kind.
+type reports interface {
+	channel
+	belongTo(agent uuid.UUID)
+	hasten()
+	sync()
+}
+
+func (r *Reporter) lanes() []reports {
+	return []reports{r.lifecycle, r.appStatus, r.appHealth, r.metadata, r.timings, r.connections, r.resources}
+}
+
+func (r *Reporter) syncReports() {
+	for _, l := range r.lanes() {
+		l.sync()
+	}
 }
 
 // logChannel is the spool as a channel.
@@ -279,6 +318,11 @@ func (r *Reporter) Deliver(ctx context.Context, api API, version wire.Version) {
 // Flush waits until the server has everything that was reported before the call. It needs a
 // Deliver that runs meanwhile. Its error tells what is left.
 func (r *Reporter) Flush(ctx context.Context) error {
+	r.flushing.Add(1)
+	defer r.flushing.Add(-1)
+	for _, l := range r.lanes() {
+		l.hasten()
+	}
 	for {
 		progress := r.progress.wait()
 		var left []string
@@ -298,13 +342,14 @@ func (r *Reporter) Flush(ctx context.Context) error {
 	}
 }
 
-// Close ends a running Deliver and fsyncs the spool. What was not delivered stays there for the
+// Close ends a running Deliver and fsyncs what is on disk. What was not delivered stays there for the
 // next Open. Writers fail from then on.
 func (r *Reporter) Close() error {
 	r.shut()
 	r.delivering.Lock()
 	defer r.delivering.Unlock()
 	r.syncing.Wait()
+	r.syncReports()
 	if err := r.spool.close(); err != nil {
 		return fmt.Errorf("cannot close the log spool: %w", err)
 	}

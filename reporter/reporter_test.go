@@ -159,7 +159,8 @@ func TestMetadataBatchesFitTheServer(t *testing.T) {
 			}
 			var keys int
 			var batch []*agentpb.Metadata
-			for _, m := range r.metadata.peek() {
+			first, _ := r.metadata.peek()
+			for _, m := range first {
 				keys += len(m.value.GetKey())
 				batch = append(batch, m.value)
 			}
@@ -320,8 +321,8 @@ func TestTooManyReportsDropTheOldest(t *testing.T) {
 	if got := r.connections.backlog(); got != maxConnections {
 		t.Errorf("%d are kept, want %d", got, maxConnections)
 	}
-	if first := r.connections.peek()[0].value.GetStatusCode(); first != 7 {
-		t.Errorf("the oldest kept is number %d, want 7", first)
+	if kept, _ := r.connections.peek(); kept[0].value.GetStatusCode() != 7 {
+		t.Errorf("the oldest kept is number %d, want 7", kept[0].value.GetStatusCode())
 	}
 }
 

@@ -511,20 +511,20 @@ func (s *spool) backlog() int64 {
 	return max(total, 0)
 }
 
-// syncLoop keeps the fsync schedule until stop is closed.
-func (s *spool) syncLoop(stop <-chan struct{}) {
+// onSchedule calls sync within SyncInterval of each token in dirty, until stop is closed.
+func onSchedule(stop, dirty <-chan struct{}, sync func()) {
 	for {
 		select {
 		case <-stop:
 			return
-		case <-s.dirty:
+		case <-dirty:
 		}
 		select {
 		case <-stop:
 			return
 		case <-time.After(SyncInterval):
 		}
-		s.sync()
+		sync()
 	}
 }
 

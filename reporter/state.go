@@ -13,8 +13,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// state is what the spool must remember beside its records. It lies in a file as one line with a
-// checksum and one of JSON.
+// state is what the spool must remember beside its records.
 type state struct {
 	// Boot is the machine's boot in which it was written: after another, the newest records may
 	// have been lost with the power, and their numbers must not be used again.
@@ -42,22 +41,9 @@ const (
 	maxState = 2 << 20
 )
 
-func (st state) encode() ([]byte, error) {
-	body, err := json.Marshal(st)
-	if err != nil {
-		return nil, err
-	}
-	return fmt.Appendf(nil, "%08x\n%s\n", crc32.Checksum(body, castagnoli), body), nil
-}
-
 func decodeState(b []byte) (state, error) {
-	sum, body, ok := strings.Cut(string(b), "\n")
-	body = strings.TrimSuffix(body, "\n")
-	if !ok || sum != fmt.Sprintf("%08x", crc32.Checksum([]byte(body), castagnoli)) {
-		return state{}, errors.New("its checksum does not match")
-	}
 	var st state
-	if err := json.Unmarshal([]byte(body), &st); err != nil {
+	if err := decodeNote(b, &st); err != nil {
 		return state{}, err
 	}
 	if st.Offset < 0 {
@@ -67,12 +53,7 @@ func decodeState(b []byte) (state, error) {
 }
 
 func readState(dir string) (state, error) {
-	file, err := os.Open(filepath.Join(dir, stateName))
-	if err != nil {
-		return state{}, err
-	}
-	defer file.Close()
-	b, err := io.ReadAll(io.LimitReader(file, maxState))
+	b, err := readNote(filepath.Join(dir, stateName), maxState)
 	if err != nil {
 		return state{}, err
 	}
@@ -82,11 +63,44 @@ func readState(dir string) (state, error) {
 // writeState replaces the state file. It is not fsynced: an older one after a crash makes lines be
 // sent again, which the server notices.
 func writeState(dir string, st state) error {
-	b, err := st.encode()
+	return writeNote(filepath.Join(dir, stateName), st)
+}
+
+// A note is a small file that is replaced as a whole: one line with a checksum and one of JSON.
+
+func encodeNote(v any) ([]byte, error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(nil, "%08x\n%s\n", crc32.Checksum(body, castagnoli), body), nil
+}
+
+func decodeNote(b []byte, v any) error {
+	sum, body, ok := strings.Cut(string(b), "\n")
+	body = strings.TrimSuffix(body, "\n")
+	if !ok || sum != fmt.Sprintf("%08x", crc32.Checksum([]byte(body), castagnoli)) {
+		return errors.New("its checksum does not match")
+	}
+	return json.Unmarshal([]byte(body), v)
+}
+
+// readNote reads at most limit bytes; a longer file fails its checksum.
+func readNote(path string, limit int64) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return io.ReadAll(io.LimitReader(file, limit))
+}
+
+// writeNote replaces the file in one step, without an fsync.
+func writeNote(path string, v any) error {
+	b, err := encodeNote(v)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, stateName)
 	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
 		return err
 	}
