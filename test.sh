@@ -49,7 +49,7 @@ tools() {
 	need gcc=gcc git=git sshd=openssh-server ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
 		less=less man=man-db htop=htop unshare=util-linux iperf3=iperf3 dnsmasq=dnsmasq-base \
 		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static perl=perl-base systemd-nspawn=systemd-container \
-		zsh=zsh fish=fish rsync=rsync xauth=xauth Xvfb=xvfb xdpyinfo=x11-utils
+		zsh=zsh fish=fish rsync=rsync curl=curl xauth=xauth Xvfb=xvfb xdpyinfo=x11-utils
 }
 
 # The terminal that ours are held against, at the versions of its lock file. Only the groups that run ./ptyhost/... need it.

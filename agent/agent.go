@@ -179,7 +179,7 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		scrollback: cfg.Services.TerminalScrollback,
 	}
 	a.local = &localAPI{
-		path: local, server: cfg.Server.URL.String(), token: a.token,
+		path: local, server: cfg.Server.URL.String(), token: a.token, manifest: a.manifest.Load,
 		appStatus: a.reporter.AppStatus, log: cfg.Log, ready: make(chan struct{}),
 	}
 	a.lister = containers.New(containers.Config{Log: cfg.Log.With("part", "containers")})
@@ -380,7 +380,7 @@ func (a *agent) keepsTerminals() bool { return a.restarting() || a.changed.Load(
 // patchAppStatus tells an app's status to a server that has no RPC for it.
 func (a *agent) patchAppStatus(ctx context.Context, status *agentpb.UpdateAppStatusRequest) error {
 	return a.server.PatchAppStatus(ctx, wire.PatchAppStatus{
-		AppSlug: status.GetSlug(), State: strings.ToLower(status.GetState().String()), Message: status.GetMessage(), URI: status.GetUri(),
+		AppSlug: status.GetSlug(), State: appStateName(status.GetState()), Message: status.GetMessage(), URI: status.GetUri(),
 	})
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -8,7 +9,10 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/agentpb"
 )
 
 // FuzzAPI sends the API on port 4 what any peer of the mesh might. No answer is a failure of the
@@ -37,19 +41,10 @@ func FuzzAPI(f *testing.F) {
 	}
 	h := testAPI().handler()
 	f.Fuzz(func(t *testing.T, method, target string, body []byte) {
-		r, err := http.NewRequestWithContext(t.Context(), method, "http://127.0.0.1:4", strings.NewReader(string(body)))
-		if err != nil || !strings.HasPrefix(target, "/") {
+		w := sendTo(t, h, method, target, body)
+		if w == nil {
 			return
 		}
-		// As net/http reads a request line.
-		u, err := url.ParseRequestURI(target)
-		if err != nil {
-			return
-		}
-		u.Scheme, u.Host = "", ""
-		r.URL, r.RequestURI, r.RemoteAddr = u, target, "[::1]:7"
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, r)
 		if w.Code == http.StatusInternalServerError {
 			e := new(wire.Error)
 			if err := json.Unmarshal(w.Body.Bytes(), e); err != nil || e.Message == "" {
@@ -58,6 +53,71 @@ func FuzzAPI(f *testing.F) {
 		}
 		if strings.Contains(w.Body.String(), planted) {
 			t.Errorf("%s %s gives a secret away", method, target)
+		}
+	})
+}
+
+// sendTo sends a request, unless net/http would not take it as one.
+func sendTo(t *testing.T, h http.Handler, method, target string, body []byte) *httptest.ResponseRecorder {
+	r, err := http.NewRequestWithContext(t.Context(), method, "http://127.0.0.1:4", bytes.NewReader(body))
+	if err != nil || !strings.HasPrefix(target, "/") {
+		return nil
+	}
+	// As net/http reads a request line.
+	u, err := url.ParseRequestURI(target)
+	if err != nil {
+		return nil
+	}
+	u.Scheme, u.Host = "", ""
+	r.URL, r.RequestURI, r.RemoteAddr = u, target, "[::1]:7"
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// FuzzLocalAPI sends the Unix socket what any program of the workspace might. What is taken can be sent to any
+// server, and the token goes to its own server alone.
+func FuzzLocalAPI(f *testing.F) {
+	for _, seed := range []struct{ method, target, body string }{
+		{"POST", "/v1/app-status", `{"app_slug":"claude","state":"working","message":"reading","uri":"https://example.com"}`},
+		{"POST", "/v1/app-status", `{"app_slug":"claude","state":"asleep"}`},
+		{"POST", "/v1/app-status", `{"app_slug":"clod\u0000","state":"idle","message":"\ud800\u001b[31m"}`},
+		{"POST", "/v1/app-status", "{\"app_slug\":\"claude\",\"state\":\"idle\",\"message\":\"\xff\xfe\"}"},
+		{"POST", "/v1/app-status", `{"app_slug":"claude","state":"idle"} {}`},
+		{"POST", "/v1/app-status", `[[[[`},
+		{"POST", "/v1/app-status?app_slug=claude", ""},
+		{"GET", "/v1/session-token?server=https://berth.example.com", ""},
+		{"GET", "/v1/session-token?server=https://evil.example.com", ""},
+		{"GET", "/v1/session-token?server=%zz", ""},
+		{"DELETE", "/v1/../v1/app-status", ""},
+	} {
+		f.Add(seed.method, seed.target, []byte(seed.body))
+	}
+	const server = "https://berth.example.com"
+	var taken *agentpb.UpdateAppStatusRequest
+	h := (&localAPI{
+		server: server, token: func() wire.Secret { return planted },
+		manifest:  func() *agentpb.Manifest { return &agentpb.Manifest{Apps: []*agentpb.WorkspaceApp{{Slug: "claude"}}} },
+		appStatus: func(u *agentpb.UpdateAppStatusRequest) { taken = u },
+	}).handler()
+	f.Fuzz(func(t *testing.T, method, target string, body []byte) {
+		w := sendTo(t, h, method, target, body)
+		if w == nil {
+			return
+		}
+		if w.Code >= http.StatusInternalServerError {
+			t.Errorf("%s %s: %d %s", method, target, w.Code, w.Body)
+		}
+		if u := taken; (w.Code == http.StatusAccepted) != (u != nil) {
+			t.Errorf("%s %s: %d, but %v was taken", method, target, w.Code, u)
+		} else if u != nil {
+			if _, err := proto.Marshal(u); err != nil || u.GetSlug() != "claude" || len(u.GetMessage()) > wire.MaxAppStatusMessage || len(u.GetUri()) > wire.MaxURI {
+				t.Errorf("took %v: %v", u, err)
+			}
+		}
+		taken = nil
+		if u, err := url.ParseRequestURI(target); strings.Contains(w.Body.String(), planted) && (err != nil || u.Query().Get("server") != server) {
+			t.Errorf("%s %s gives the token away", method, target)
 		}
 	})
 }

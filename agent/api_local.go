@@ -2,17 +2,23 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/net/netutil"
 
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
@@ -26,13 +32,14 @@ const (
 )
 
 // localAPI serves programs of the workspace on a Unix socket that only the agent's own user may
-// use. One curl line is a client:
+// use (docs/status.md). One curl line is a client:
 //
 //	curl --unix-socket "$BERTH_SOCKET" -d '{"app_slug":"x","state":"working","message":"…"}' http://berthd/v1/app-status
 type localAPI struct {
 	path      string
 	server    string             // the control server's URL, as sessions have it
 	token     func() wire.Secret // the session token in use
+	manifest  func() *agentpb.Manifest
 	appStatus func(*agentpb.UpdateAppStatusRequest)
 	log       *slog.Logger
 	ready     chan struct{} // closed once the socket is there, or could not be made
@@ -48,18 +55,22 @@ func (l *localAPI) run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	return serveHTTP(ctx, newHTTPServer(ctx, l.handler(), l.log), netutil.LimitListener(listener, maxLocalConnections))
+}
+
+const (
+	// maxLocalConnections bounds how many programs are served at a time; a request takes less than a
+	// millisecond, so that others wait, and programs that never end theirs cannot take all of berthd's files.
+	maxLocalConnections = 128
+	// maxLocalBody bounds a request: the longest link and message, should each character be escaped.
+	maxLocalBody = 32 << 10
+)
+
+func (l *localAPI) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/app-status", l.postAppStatus)
 	mux.HandleFunc("GET /v1/session-token", l.getSessionToken)
-	srv := &http.Server{
-		Handler:           mux,
-		ReadTimeout:       apiTimeout,
-		ReadHeaderTimeout: apiTimeout,
-		WriteTimeout:      apiTimeout,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(l.log.Handler(), slog.LevelDebug),
-	}
-	return serveHTTP(ctx, srv, listener)
+	return mux
 }
 
 // listenPrivate listens on a Unix socket for this user alone. The state directory's lock makes sure
@@ -82,15 +93,25 @@ func listenPrivate(path string) (net.Listener, error) {
 
 func (l *localAPI) postAppStatus(w http.ResponseWriter, r *http.Request) {
 	var body wire.PatchAppStatus
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, wire.MaxJSONBody))
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxLocalBody))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&body); err != nil {
+	err := dec.Decode(&body)
+	if err == nil {
+		if _, end := dec.Token(); !errors.Is(end, io.EOF) {
+			err = cmp.Or(end, errors.New("there is more than one value"))
+		}
+	}
+	if tooLong, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		writeError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("Request body must have at most %d bytes.", tooLong.Limit), nil)
+		return
+	}
+	if err != nil {
 		writeError(w, http.StatusBadRequest, "Request body must be valid JSON.", err)
 		return
 	}
-	update, err := appStatus(body)
-	if err != nil {
-		writeError(w, http.StatusBadRequest, err.Error(), nil)
+	update, wrong := appStatus(body, l.manifest())
+	if len(wrong) > 0 {
+		writeJSON(w, http.StatusBadRequest, wire.Error{Message: "The status has invalid fields.", Validations: wrong})
 		return
 	}
 	l.appStatus(update)
@@ -109,25 +130,68 @@ func (l *localAPI) getSessionToken(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, wire.SessionToken{SessionToken: token.Reveal()})
 }
 
+// appStates are the states that an app may have.
+var appStates = []agentpb.UpdateAppStatusRequest_AppStatusState{
+	agentpb.UpdateAppStatusRequest_WORKING, agentpb.UpdateAppStatusRequest_IDLE,
+	agentpb.UpdateAppStatusRequest_COMPLETE, agentpb.UpdateAppStatusRequest_FAILURE,
+}
+
+// AppStates are the states that [ReportAppStatus] takes.
+func AppStates() []string {
+	var names []string
+	for _, state := range appStates {
+		names = append(names, appStateName(state))
+	}
+	return names
+}
+
+func appStateName(state agentpb.UpdateAppStatusRequest_AppStatusState) string {
+	return strings.ToLower(state.String())
+}
+
 // appStatus checks a status before it is queued: what the server would refuse must be refused while
-// somebody is there to hear it.
-func appStatus(body wire.PatchAppStatus) (*agentpb.UpdateAppStatusRequest, error) {
-	states := map[string]agentpb.UpdateAppStatusRequest_AppStatusState{
-		"working":  agentpb.UpdateAppStatusRequest_WORKING,
-		"idle":     agentpb.UpdateAppStatusRequest_IDLE,
-		"complete": agentpb.UpdateAppStatusRequest_COMPLETE,
-		"failure":  agentpb.UpdateAppStatusRequest_FAILURE,
+// somebody is there to hear it. Before there is a manifest any app may be one of the workspace.
+func appStatus(body wire.PatchAppStatus, m *agentpb.Manifest) (*agentpb.UpdateAppStatusRequest, []wire.Validation) {
+	var wrong []wire.Validation
+	check := func(bad bool, field, format string, args ...any) {
+		if bad {
+			wrong = append(wrong, wire.Validation{Field: field, Detail: fmt.Sprintf(format, args...)})
+		}
 	}
-	state, ok := states[body.State]
+	state := slices.Index(AppStates(), body.State)
+	check(body.AppSlug == "", "app_slug", "is missing: name the app as the workspace's template does")
+	check(len(body.AppSlug) > maxSlug, "app_slug", "has %d bytes: at most %d fit", len(body.AppSlug), maxSlug)
+	check(len(wrong) == 0 && m != nil && !hasApp(m, body.AppSlug), "app_slug", "%q is no app of this workspace, which has %s", body.AppSlug, appSlugs(m))
+	check(state < 0, "state", "%q is none of %s", body.State, strings.Join(AppStates(), ", "))
+	check(len(body.Message) > wire.MaxAppStatusMessage, "message", "has %d bytes: at most %d fit", len(body.Message), wire.MaxAppStatusMessage)
+	check(len(body.URI) > wire.MaxURI, "uri", "has %d bytes: at most %d fit", len(body.URI), wire.MaxURI)
+	if len(wrong) > 0 {
+		return nil, wrong
+	}
+	return &agentpb.UpdateAppStatusRequest{Slug: body.AppSlug, State: appStates[state], Message: body.Message, Uri: body.URI}, nil
+}
+
+// maxSlug is longer than a template lets a slug be.
+const maxSlug = 128
+
+func hasApp(m *agentpb.Manifest, slug string) bool {
+	return slices.ContainsFunc(m.GetApps(), func(app *agentpb.WorkspaceApp) bool { return app.GetSlug() == slug })
+}
+
+// appSlugs lists the apps of a workspace for a person.
+func appSlugs(m *agentpb.Manifest) string {
+	const shown = 10
+	var slugs []string
+	for _, app := range m.GetApps() {
+		slugs = append(slugs, app.GetSlug())
+	}
 	switch {
-	case body.AppSlug == "":
-		return nil, errors.New("app_slug is missing: name the app as the workspace's template does")
-	case !ok:
-		return nil, fmt.Errorf("state %q is none of working, idle, complete and failure", body.State)
-	case len(body.Message) > wire.MaxAppStatusMessage:
-		return nil, fmt.Errorf("message has %d bytes: at most %d fit", len(body.Message), wire.MaxAppStatusMessage)
+	case len(slugs) == 0:
+		return "none"
+	case len(slugs) > shown:
+		return fmt.Sprintf("%s and %d more", strings.Join(slugs[:shown], ", "), len(slugs)-shown)
 	}
-	return &agentpb.UpdateAppStatusRequest{Slug: body.AppSlug, State: state, Message: body.Message, Uri: body.URI}, nil
+	return strings.Join(slugs, ", ")
 }
 
 // localTimeout bounds a request to the socket: the answer waits for nothing but the agent's own memory.

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -348,6 +349,7 @@ func serveLocal(t *testing.T, socket string) <-chan *agentpb.UpdateAppStatusRequ
 	reported := make(chan *agentpb.UpdateAppStatusRequest, 10)
 	l := &localAPI{
 		path: socket, server: "https://berth.example.com", token: func() wire.Secret { return "in-use" },
+		manifest:  func() *agentpb.Manifest { return &agentpb.Manifest{Apps: []*agentpb.WorkspaceApp{{Slug: "claude"}}} },
 		appStatus: func(u *agentpb.UpdateAppStatusRequest) { reported <- u }, log: slog.New(slog.DiscardHandler), ready: make(chan struct{}),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -383,18 +385,77 @@ func TestReportAppStatus(t *testing.T) {
 		t.Errorf("reported %v", got)
 	}
 
-	for name, bad := range map[string]wire.PatchAppStatus{
-		"no app":    {State: "idle"},
-		"bad state": {AppSlug: "claude", State: "asleep"},
-		"too long":  {AppSlug: "claude", State: "idle", Message: strings.Repeat("x", wire.MaxAppStatusMessage+1)},
+	for field, bad := range map[string]wire.PatchAppStatus{
+		"app_slug": {State: "idle"},
+		"state":    {AppSlug: "claude", State: "asleep"},
+		"message":  {AppSlug: "claude", State: "idle", Message: strings.Repeat("x", wire.MaxAppStatusMessage+1)},
+		"uri":      {AppSlug: "claude", State: "idle", URI: strings.Repeat("x", wire.MaxURI+1)},
 	} {
 		var refusal *wire.Error
-		if err := ReportAppStatus(t.Context(), socket, bad); !errors.As(err, &refusal) || refusal.StatusCode != http.StatusBadRequest {
-			t.Errorf("%s: %v, want a refusal", name, err)
+		err := ReportAppStatus(t.Context(), socket, bad)
+		if !errors.As(err, &refusal) || refusal.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: %v, want a refusal", field, err)
+		} else if _, ok := refusal.Validation(field); !ok || len(refusal.Validations) != 1 {
+			t.Errorf("%s: refused with %v", field, err)
 		}
+	}
+	err = ReportAppStatus(t.Context(), socket, wire.PatchAppStatus{AppSlug: "clod", State: "asleep"})
+	if err == nil || !strings.Contains(err.Error(), `app_slug: "clod" is no app of this workspace, which has claude: state: "asleep" is none of working, idle, complete, failure`) {
+		t.Errorf("two fields are wrong: %v", err)
 	}
 	if len(reported) != 0 {
 		t.Errorf("a bad status was reported: %v", <-reported)
+	}
+}
+
+// TestReportByCurl runs the lines of docs/status.md.
+func TestReportByCurl(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	reported := serveLocal(t, socket)
+	for body, want := range map[string]string{
+		`{"app_slug":"claude","state":"idle","message":"waiting for \"you\""}`: "202 ",
+		`{"app_slug":"claude","state":"asleep"}`:                               `400 {"message":"The status has invalid fields.","validations":[{"field":"state","detail":"\"asleep\" is none of working, idle, complete, failure"}]}` + "\n",
+		`{"app_slug":"claude","status":"idle"}`:                                `400 {"message":"Request body must be valid JSON.","detail":"json: unknown field \"status\""}` + "\n",
+		`{"app_slug":"claude","state":"idle"}}`:                                `400 {"message":"Request body must be valid JSON.","detail":"invalid character '}' looking for beginning of value"}` + "\n",
+		`{"app_slug":"claude","state":"idle"} {}`:                              `400 {"message":"Request body must be valid JSON.","detail":"there is more than one value"}` + "\n",
+		`state=idle`: `400 {"message":"Request body must be valid JSON.","detail":"invalid character 's' looking for beginning of value"}` + "\n",
+		`{"message":"` + strings.Repeat("x", maxLocalBody) + `"}`: `413 {"message":"Request body must have at most 32768 bytes."}` + "\n",
+	} {
+		// The code is told in front, though curl knows it last.
+		cmd := exec.CommandContext(t.Context(), "curl", "-s", "--unix-socket", socket, "-d", body, "-w", "%{stderr}%{http_code} ", "http://berthd/v1/app-status")
+		var out, code bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &code
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+		if got := code.String() + out.String(); got != want {
+			t.Errorf("%.60s: %q, want %q", body, got, want)
+		}
+	}
+	if got := <-reported; got.GetMessage() != `waiting for "you"` || len(reported) > 0 {
+		t.Errorf("reported %v and %d more", got, len(reported))
+	}
+}
+
+// TestManyProgramsReportAtOnce: those beyond the bound wait for a moment, and programs that send nothing hold
+// up nobody for longer than the deadline.
+func TestManyProgramsReportAtOnce(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	reported := serveLocal(t, socket)
+	const programs = 2 * maxLocalConnections
+	errs := make(chan error, programs)
+	for i := range programs {
+		go func() {
+			errs <- ReportAppStatus(t.Context(), socket, wire.PatchAppStatus{AppSlug: "claude", State: "idle", Message: fmt.Sprint(i)})
+		}()
+	}
+	for range programs {
+		<-reported
+	}
+	for range programs {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

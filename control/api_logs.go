@@ -35,8 +35,8 @@ func (s *Server) postLogSource(w http.ResponseWriter, r *http.Request, agent cal
 	case len([]rune(req.DisplayName)) > maxSourceName:
 		writeError(w, internalError(fmt.Errorf("the display name is longer than %d characters", maxSourceName)))
 		return
-	case len(req.Icon) > maxURI:
-		writeError(w, internalError(fmt.Errorf("the icon is longer than %d bytes", maxURI)))
+	case len(req.Icon) > wire.MaxURI:
+		writeError(w, internalError(fmt.Errorf("the icon is longer than %d bytes", wire.MaxURI)))
 		return
 	}
 	source := wire.LogSource{

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/berthd/berth/wire"
 )
 
 // What programs in a workspace print is hostile input: it is shown in terminals and on pages of
@@ -119,7 +121,7 @@ func statusText(message string) string {
 // statusURI keeps a link that can be shown, and drops one that would run in the page that shows it.
 func statusURI(uri string) string {
 	uri = strings.TrimSpace(uri)
-	if !utf8.ValidString(uri) || strings.ContainsFunc(uri, unicode.IsControl) || len(uri) > maxURI {
+	if !utf8.ValidString(uri) || strings.ContainsFunc(uri, unicode.IsControl) || len(uri) > wire.MaxURI {
 		return ""
 	}
 	scheme, _, _ := strings.Cut(strings.ToLower(uri), ":")
@@ -129,6 +131,3 @@ func statusURI(uri string) string {
 	}
 	return uri
 }
-
-// maxURI is what browsers take.
-const maxURI = 2048

@@ -44,6 +44,8 @@ const (
 	MaxContainersMessage = 4 << 20
 	// MaxAppStatusMessage bounds the message of an app status.
 	MaxAppStatusMessage = 160
+	// MaxURI bounds the link of an app status, and of an icon: what browsers take.
+	MaxURI = 2048
 	// MaxMetadataValue bounds one metadata value or error; MaxMetadataKeys the sum of all keys of a batch.
 	MaxMetadataValue = 2048
 	MaxMetadataKeys  = 6144

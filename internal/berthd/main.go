@@ -43,6 +43,7 @@ const usageText = `berthd is the workspace agent of berth.
 
   berthd [run] [flags]      run the agent (agent is another name for run)
   berthd report [flags]     tell what an app in this workspace is doing
+  berthd mcp [flags]        let a coding assistant tell what it is doing
   berthd git-ssh            ssh for git, with the key that the server keeps
   berthd git-askpass        answer git's questions with a login that the server keeps
   berthd external-auth      print such a login
@@ -105,6 +106,8 @@ func Main(ctx context.Context, args, env []string, stdin io.Reader, stdout, stde
 		err = p.externalAuth(ctx)
 	case verb == "stat":
 		err = p.stat(ctx)
+	case verb == "mcp":
+		err = p.mcp(ctx)
 	case verb == "report":
 		err = p.report(ctx)
 	case verb == "version":

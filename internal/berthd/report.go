@@ -54,7 +54,12 @@ func (p process) report(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = agent.ReportAppStatus(ctx, socket, status)
+	return reportTo(ctx, socket, status)
+}
+
+// reportTo hands a status to the agent that listens on socket.
+func reportTo(ctx context.Context, socket string, status wire.PatchAppStatus) error {
+	err := agent.ReportAppStatus(ctx, socket, status)
 	var refusal *wire.Error
 	var dial *net.OpError
 	switch {
