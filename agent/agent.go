@@ -26,10 +26,10 @@ import (
 	"github.com/berthd/berth/wire/agentpb"
 )
 
-// Budgets for stopping the stages, from the inside out. Together with the stop scripts' own they
-// bound how long a stop takes; each is a few times what the work needs on a busy machine.
+// Budgets for stopping the stages, from the inside out: each is a few times what the work needs on a busy
+// machine. What may take long, stop scripts and last reports, is bounded by Services.ShutdownTimeout too.
 const (
-	// workspaceMargin is what the workspace stage gets beyond its stop scripts' budget.
+	// workspaceMargin is what the workspace stage gets beyond the time that stop scripts have.
 	workspaceMargin = 2 * time.Second
 	serviceBudget   = 5 * time.Second // SSH gives its sessions 3 s to end by themselves
 	meshBudget      = 3 * time.Second
@@ -113,8 +113,9 @@ type known struct {
 
 	first   *later[*agentpb.Manifest]
 	mesh    *later[*mesh]
-	serving *later[*mesh]   // mesh, once all services listen
-	closing context.Context // ends when the workspace closes to peers
+	serving *later[*mesh]     // mesh, once all services listen
+	leaving *later[time.Time] // by when all is to be over; it comes before closing ends
+	closing context.Context   // ends when the workspace closes to peers
 	close   context.CancelFunc
 }
 
@@ -122,6 +123,7 @@ type known struct {
 func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	a := &agent{cfg: cfg, log: cfg.Log, emit: event}
 	a.first, a.mesh, a.serving = newLater[*agentpb.Manifest](), newLater[*mesh](), newLater[*mesh]()
+	a.leaving = newLater[time.Time]()
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.restarting = func() bool { return errors.Is(context.Cause(ctx), ErrRestart) || a.link.refused.Load() }
 
@@ -156,7 +158,9 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		flapping:  &trouble{log: cfg.Log},
 		log:       cfg.Log,
 		wall:      time.Now,
+		closing:   a.closing.Done(),
 	}
+	a.link.over, a.link.giveUp = context.WithCancel(context.Background())
 	a.shell = shell.New(shell.Config{
 		AgentPath: cfg.Helpers.Program,
 		URL:       cfg.Server.URL.String(),
@@ -263,7 +267,7 @@ func (a *agent) stages() []stage {
 		{name: "local socket", run: a.local.run, ready: a.local.ready, budget: time.Second},
 		{name: "debug listeners", run: a.runDebug, budget: time.Second},
 		{name: "terminals", run: a.runTerminals, budget: terminalsBudget},
-		{name: "workspace", run: a.runWorkspace, budget: a.cfg.Services.StopTimeout + workspaceMargin},
+		{name: "workspace", run: a.runWorkspace, budget: a.cfg.Services.ShutdownTimeout + workspaceMargin},
 		{name: "containers", run: a.lister.Run, budget: time.Second},
 		{name: "mesh", run: a.runNode, ready: a.mesh.come, budget: meshBudget},
 		a.service("ssh on port 22", wire.PortSSHStandard, a.ssh.Serve),
@@ -348,7 +352,7 @@ func (a *agent) runFlush(ctx context.Context) error {
 	case a.restarting():
 		budget = restartFlush // the spool keeps logs for the next berthd; that sessions ended, only we know
 	}
-	flushCtx, cancel := context.WithTimeout(context.Background(), budget)
+	flushCtx, cancel := context.WithTimeout(a.link.over, a.inTime(budget))
 	defer cancel()
 	if err := a.reporter.Flush(flushCtx); err != nil {
 		a.log.Warn("not everything could be reported; what is left is sent after the next start", "error", err)
@@ -366,7 +370,7 @@ func (a *agent) runTerminals(ctx context.Context) error {
 	if a.keepsTerminals() {
 		return nil
 	}
-	endCtx, cancel := context.WithTimeout(context.Background(), terminalsBudget-time.Second)
+	endCtx, cancel := context.WithTimeout(context.Background(), a.inTime(terminalsBudget-time.Second))
 	defer cancel()
 	if err := a.terminals.end(endCtx); err != nil {
 		a.log.Warn("cannot end the terminals", "error", err)

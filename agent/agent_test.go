@@ -38,6 +38,7 @@ type server struct {
 	agentpb.DRPCAgentUnimplementedServer
 	tailnet coordinator
 	url     *url.URL
+	http    *httptest.Server
 
 	mu       sync.Mutex
 	minor    int               // of the newest version it speaks, 10 by default
@@ -108,9 +109,9 @@ func newServer(t *testing.T, m *agentpb.Manifest) *server {
 			}
 		})
 	})
-	srv := httptest.NewServer(h)
-	t.Cleanup(srv.Close)
-	s.url, _ = url.Parse(srv.URL)
+	s.http = httptest.NewServer(h)
+	t.Cleanup(s.http.Close)
+	s.url, _ = url.Parse(s.http.URL)
 	return s
 }
 
@@ -198,6 +199,11 @@ type runner struct {
 // run starts an agent with a terminal host in this process.
 func run(t *testing.T, s *server, stateDir string) *runner {
 	t.Helper()
+	return runWith(t, s, stateDir, Services{})
+}
+
+func runWith(t *testing.T, s *server, stateDir string, services Services) *runner {
+	t.Helper()
 	state, err := OpenState(stateDir)
 	if err != nil {
 		t.Fatal(err)
@@ -214,6 +220,7 @@ func run(t *testing.T, s *server, stateDir string) *runner {
 			Server:   Server{URL: s.url, HTTP: reach},
 			Identity: identity.Token("token"),
 			State:    state,
+			Services: services,
 			Log:      slog.New(slog.NewTextHandler(r.log, nil)),
 			Event:    func(e Event) { r.events <- e },
 			StartTerminals: func(socket string) error {

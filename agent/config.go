@@ -79,8 +79,8 @@ type Services struct {
 	SSHTerminalGrace time.Duration
 	// TerminalScrollback is how many lines that left the screen a terminal keeps, within 4 MiB; 0 means 10,000.
 	TerminalScrollback int
-	// StopTimeout is what all stop scripts together may take; 0 means a minute.
-	StopTimeout time.Duration
+	// ShutdownTimeout is how long it may take from the order to stop until all is over, stop scripts included; 0 means a minute.
+	ShutdownTimeout time.Duration
 }
 
 // Mesh says how the agent joins the tailnet.
@@ -171,8 +171,8 @@ func (c Config) withDefaults() Config {
 	if c.Services.SSHMaxTimeout == 0 {
 		c.Services.SSHMaxTimeout = 72 * time.Hour
 	}
-	if c.Services.StopTimeout == 0 {
-		c.Services.StopTimeout = time.Minute
+	if c.Services.ShutdownTimeout == 0 {
+		c.Services.ShutdownTimeout = time.Minute
 	}
 	if c.Version == "" {
 		c.Version = "v0.0.0-devel"

@@ -21,6 +21,7 @@ func (a *agent) runOpen(ctx context.Context) error {
 	if !a.restarting() {
 		a.reporter.Lifecycle(agentpb.Lifecycle_SHUTTING_DOWN)
 	}
+	a.leaving.set(time.Now().Add(a.cfg.Services.ShutdownTimeout))
 	a.close()
 	return nil
 }
@@ -104,15 +105,33 @@ func (a *agent) ownScripts(m *agentpb.Manifest) []*agentpb.WorkspaceAgentScript 
 	})
 }
 
+// lastSteps is what stop scripts leave of a shutdown's time, or a quarter of it if that is less: for terminals to end, and for the reports of how the
+// scripts did.
+const lastSteps = 5 * time.Second
+
 // stopWorkspace runs the stop scripts at once, all within one budget.
 func (a *agent) stopWorkspace() {
-	ctx, cancel := context.WithTimeout(context.Background(), a.cfg.Services.StopTimeout)
+	total := a.cfg.Services.ShutdownTimeout
+	ctx, cancel := context.WithTimeout(context.Background(), a.inTime(total-min(lastSteps, total/4)))
 	defer cancel()
 	result := a.scripts.Stop(ctx)
 	a.log.Info("stop scripts ended", "state", stateName(result.State()))
 	a.reporter.Lifecycle(result.State())
 	if err := forgetStartup(a.cfg.State); err != nil {
 		a.log.Warn("start scripts will not run at the next start", "error", err)
+	}
+}
+
+// minStep is what a last step gets when the time for a shutdown is over: enough for one that meets no trouble.
+const minStep = 500 * time.Millisecond
+
+// inTime bounds the time of a step by what is left for the shutdown.
+func (a *agent) inTime(step time.Duration) time.Duration {
+	select {
+	case <-a.leaving.come:
+		return min(step, max(minStep, time.Until(a.leaving.value)))
+	default: // nothing was open yet
+		return step
 	}
 }
 

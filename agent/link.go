@@ -48,6 +48,11 @@ type link struct {
 	flapping  *trouble // with sessions that end soon
 	log       *slog.Logger
 	wall      func() time.Time
+	// closing is closed when the workspace closes: what is dialled from then on is dialled once, and over ends when that
+	// came to nothing. Nobody is to wait for a link then.
+	closing <-chan struct{}
+	over    context.Context
+	giveUp  context.CancelFunc
 
 	wasGood bool        // some token was taken
 	refused atomic.Bool // the link has ended because of the policy
@@ -71,8 +76,14 @@ func (l *link) run(ctx context.Context) error {
 	pace := client.NewPace()
 	refusals, since := 0, time.Time{}
 	for {
+		last := l.closes()
 		held, err := l.attempt(ctx, jumps)
 		if ctx.Err() != nil {
+			return nil
+		}
+		if last {
+			l.giveUp()
+			<-ctx.Done()
 			return nil
 		}
 		if errors.Is(err, errAgentChanged) {
@@ -99,10 +110,35 @@ func (l *link) run(ctx context.Context) error {
 		} else if refusals > 0 && l.mayLose() {
 			wait = min(wait, time.Until(since.Add(lossGrace)))
 		}
-		if !pause(ctx, wait, jumps) {
+		if !l.pause(ctx, wait, jumps) {
 			return nil
 		}
 	}
+}
+
+// closes tells whether the workspace closes.
+func (l *link) closes() bool {
+	select {
+	case <-l.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// pause waits before the next attempt; a jump of the clock cuts it short, and so does the end of the workspace. It returns
+// false if ctx is done first.
+func (l *link) pause(ctx context.Context, d time.Duration, jumps <-chan time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	case <-jumps:
+	case <-l.closing:
+	}
+	return true
 }
 
 // mayLose tells whether a token that goes on being refused counts as lost.
@@ -178,16 +214,14 @@ func (l *link) lost(held time.Duration, err error) {
 	l.event(Event{Step: StepLost, Detail: err.Error()})
 }
 
-// pause waits before the next attempt; a jump of the clock cuts it short, for those who pass a channel of
-// them. It returns false if ctx is done first.
-func pause(ctx context.Context, d time.Duration, jumps <-chan time.Duration) bool {
+// pause waits for d. It returns false if ctx is done first.
+func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return false
 	case <-timer.C:
-	case <-jumps:
+		return true
 	}
-	return true
 }

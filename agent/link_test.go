@@ -63,14 +63,16 @@ func newLink(dial func(context.Context) (session, error)) (*link, *shiftedClock,
 	var out bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&out, nil))
 	clock := &shiftedClock{}
-	return &link{
+	l := &link{
 		dial:     dial,
 		event:    func(Event) {},
 		trouble:  &trouble{log: log},
 		flapping: &trouble{log: log},
 		log:      log,
 		wall:     clock.now,
-	}, clock, &out
+	}
+	l.over, l.giveUp = context.WithCancel(context.Background())
+	return l, clock, &out
 }
 
 // runFor runs l for a while of the bubble's time and returns when each dial was.
@@ -123,6 +125,39 @@ func TestLinkNeverGivesUp(t *testing.T) {
 				}
 				if lines := strings.Count(out.String(), "level=WARN"); lines < 2 || lines > 8 {
 					t.Errorf("%d warnings in an hour for one trouble, want a few:\n%s", lines, out)
+				}
+			})
+		})
+	}
+}
+
+// TestLinkWhenTheWorkspaceCloses: one more attempt, at once, and then nobody is to wait for a link.
+func TestLinkWhenTheWorkspaceCloses(t *testing.T) {
+	for name, tt := range map[string]struct {
+		held time.Duration // how long the first link holds; 0: there is none
+		last time.Duration // when the last dial is
+	}{
+		"no link":             {0, time.Hour},
+		"a link that is lost": {time.Hour + time.Minute, time.Hour + time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				held := tt.held
+				l, _, _ := newLink(func(context.Context) (session, error) {
+					if held == 0 {
+						return nil, errors.New("connection refused")
+					}
+					c := newConn()
+					c.err, c.held = errors.New("reset"), held
+					held = 0
+					return c, nil
+				})
+				closing, closeNow := context.WithTimeout(t.Context(), time.Hour)
+				defer closeNow()
+				l.closing = closing.Done()
+				dials := runFor(t, l, 2*time.Hour)
+				if last := dials[len(dials)-1]; last != tt.last || l.over.Err() == nil {
+					t.Errorf("the last dial was after %v, want %v; over: %v", last, tt.last, l.over.Err())
 				}
 			})
 		})

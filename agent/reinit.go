@@ -35,7 +35,7 @@ func (a *agent) runReinit(ctx context.Context) error {
 			a.claims.over = true
 		case err != nil:
 			a.log.Debug("cannot hear of an owner; asking again", "error", err)
-			if !pause(ctx, pace.Soon(), nil) {
+			if !pause(ctx, pace.Soon()) {
 				return nil
 			}
 		case event.OwnerID != uuid.Nil && event.OwnerID == a.claims.owner:

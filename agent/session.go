@@ -175,7 +175,7 @@ func (a *agent) insist(ctx context.Context, what string, call func(context.Conte
 			return true
 		}
 		trouble.report(fmt.Sprintf("cannot %s: %v", what, err), "see the server's log; it is tried again")
-		if !pause(ctx, pace.Soon(), nil) {
+		if !pause(ctx, pace.Soon()) {
 			return false
 		}
 	}

@@ -39,7 +39,7 @@ func (a *agent) reportStats(ctx context.Context, api agentpb.DRPCAgentClient) er
 			return ended(ctx)
 		}
 		trouble := &trouble{log: a.log}
-		for pause(ctx, interval, nil) {
+		for pause(ctx, interval) {
 			next, err := sendStats(ctx, api, a.stats(ctx, node))
 			switch {
 			case rpc.Unimplemented(err):

@@ -150,7 +150,7 @@ func (t *terminalHost) watch(ctx context.Context) {
 			t.log.Warn("terminals do not work yet; trying again when one is opened", "error", err)
 		}
 		// It cannot be started now, or is of a berthd that cannot tell: whoever opens a terminal next will notice.
-		if !pause(ctx, watchAgain, nil) {
+		if !pause(ctx, watchAgain) {
 			return
 		}
 	}

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -31,12 +33,15 @@ const (
 	// lastWords is how long a script's end waits for output that is already written to be read. Without
 	// a child that holds a pipe open that takes no time; with one this delay is all it costs.
 	lastWords = 250 * time.Millisecond
-	// groupPoll is how often a hung-up process group is looked at.
-	groupPoll = 50 * time.Millisecond
+	// maxArgument is the longest text that Linux lets a program be given as one argument (MAX_ARG_STRLEN, with its closing zero).
+	maxArgument = 128<<10 - 1
 )
 
-// errNoTime is why a script's context ends with its timeout.
-var errNoTime = errors.New("the script ran out of time")
+// Why a script's context ends.
+var (
+	errNoTime   = errors.New("the script ran out of its own time")
+	errNoBudget = errors.New("the script ran out of the time that all stop scripts have")
+)
 
 // outcome is how one run ended.
 type outcome struct {
@@ -100,25 +105,30 @@ func (r *Runner) report(s *agentpb.WorkspaceAgentScript, stage agentpb.Timing_St
 func (r *Runner) execute(ctx context.Context, s *agentpb.WorkspaceAgentScript, source uuid.UUID, files *files, o outcome) (outcome, error) {
 	defer files.closeWriteEnds()
 	r.following.Go(func() { files.follow(r.alive) })
-	spec, err := r.command(s, source)
+	spec, cleanUp, err := r.command(s, source)
 	if err != nil {
 		return o, err
 	}
-	if timeout := s.GetTimeout().AsDuration(); timeout > 0 {
+	defer cleanUp()
+	timeout := s.GetTimeout().AsDuration()
+	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errNoTime)
 		defer cancel()
 	}
 	cmd := spec.Cmd(ctx)
+	cmd.WaitDelay = r.hangupGrace
 	var hungUp time.Time
-	hangUp := cmd.Cancel
+	var tree *tree
 	cmd.Cancel = func() error {
-		hungUp = time.Now()
-		return hangUp()
+		hungUp, tree = time.Now(), newTree(cmd.Process.Pid)
+		err := shell.Signal(cmd.Process, 0)
+		tree.signal(syscall.SIGHUP)
+		return err
 	}
 	cmd.Stdout, cmd.Stderr = files.stdout.write, files.stderr.write
 	if err := cmd.Start(); err != nil {
-		return o, fmt.Errorf("cannot start the script: %w", err)
+		return o, fmt.Errorf("cannot start the script: %w%s", err, hint(spec, err))
 	}
 	files.closeWriteEnds()
 	stopKill := context.AfterFunc(r.alive, func() { _ = shell.Signal(cmd.Process, syscall.SIGKILL) })
@@ -126,53 +136,96 @@ func (r *Runner) execute(ctx context.Context, s *agentpb.WorkspaceAgentScript, s
 	stopKill()
 	o.end = time.Now()
 	o.code = cmd.ProcessState.ExitCode()
+	var note string
 	switch {
 	case err == nil:
 		o.status = agentpb.Timing_OK
 	case errors.Is(context.Cause(ctx), errNoTime):
 		o.status = agentpb.Timing_TIMED_OUT
-		r.note(source, agentpb.Log_ERROR, fmt.Sprintf("[berth: the script was ended because it ran for longer than %s]", s.GetTimeout().AsDuration()))
+		note = fmt.Sprintf("the script was ended because it ran for longer than %s", timeout)
+	case errors.Is(context.Cause(ctx), errNoBudget):
+		o.status = agentpb.Timing_TIMED_OUT
+		note = "the script was ended because the time for all stop scripts is over; --shutdown-timeout of berthd gives them more"
+	case strings.Contains(s.GetScript(), "\r\n"):
+		note = "the script has the line ends of Windows (CR LF), which may be why it failed: save it with LF alone"
 	}
-	if !hungUp.IsZero() { // what the process left of its group has been hung up too
-		r.following.Go(func() { r.endGroup(cmd, time.Until(hungUp.Add(shell.HangupGrace))) })
+	if note != "" {
+		r.note(source, agentpb.Log_ERROR, "[berth: "+note+"]")
+	}
+	if tree != nil { // what the process left behind has been hung up too
+		r.following.Go(func() { r.end(tree, hungUp) })
 	}
 	return o, nil
 }
 
-// endGroup waits for the rest of a hung-up process group, and kills what does not end in time.
-func (r *Runner) endGroup(cmd *exec.Cmd, grace time.Duration) {
-	deadline := time.NewTimer(grace)
-	defer deadline.Stop()
-	tick := time.NewTicker(groupPoll)
-	defer tick.Stop()
-	for {
-		if errors.Is(shell.Signal(cmd.Process, syscall.Signal(0)), os.ErrProcessDone) {
-			return
-		}
-		select {
-		case <-tick.C:
-			continue
-		case <-deadline.C:
-		case <-r.alive.Done():
-		}
-		_ = shell.Signal(cmd.Process, syscall.SIGKILL) // gone meanwhile is as good
-		return
+// hint says how to mend a script that could not be started.
+func hint(spec shell.Spec, err error) string {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return fmt.Sprintf("; install %s as a program that can be run, or correct the script's first line", spec.Argv[0])
 	}
+	return ""
 }
 
-// command builds the command of s and makes the directories that its environment names.
-func (r *Runner) command(s *agentpb.WorkspaceAgentScript, source uuid.UUID) (shell.Spec, error) {
+// command builds the command of s and makes the directories that its environment names. What it leaves on the disk for the command is removed by cleanUp.
+func (r *Runner) command(s *agentpb.WorkspaceAgentScript, source uuid.UUID) (spec shell.Spec, cleanUp func(), err error) {
 	data := filepath.Join(r.cfg.DataDir, dataName, source.String())
 	bin := BinDir(r.cfg.DataDir)
 	for _, dir := range []string{data, bin} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return shell.Spec{}, fmt.Errorf("cannot make a script's directory: %w", err)
+			return shell.Spec{}, nil, fmt.Errorf("cannot make a script's directory: %w", err)
 		}
 	}
-	return r.cfg.Shell.Command(s.GetScript(), []string{
+	spec, err = r.cfg.Shell.Command(s.GetScript(), []string{
 		"CODER_SCRIPT_DATA_DIR=" + data, "BERTH_SCRIPT_DATA_DIR=" + data,
 		"CODER_SCRIPT_BIN_DIR=" + bin, "BERTH_SCRIPT_BIN_DIR=" + bin,
 	})
+	if err != nil || asText(s.GetScript(), spec.Argv) {
+		return spec, func() {}, err
+	}
+	path, err := writeText(data, s.GetScript())
+	if err != nil {
+		return shell.Spec{}, nil, err
+	}
+	spec.Argv = append(spec.Argv[:len(spec.Argv)-2], path) // in the place of -c and the text
+	return spec, func() { os.Remove(path) }, nil
+}
+
+// takesText are the interpreters that run what stands behind -c. It makes others check a file's syntax, or is nothing to them: they are given the script as
+// a file, as the kernel would.
+var takesText = []string{"sh", "ash", "bash", "csh", "dash", "elvish", "fish", "ksh", "ksh93", "lksh", "mksh", "nu", "pwsh", "rbash", "tcsh", "xonsh", "yash", "zsh"}
+
+// asText tells whether a script may follow its interpreter's -c.
+func asText(text string, argv []string) bool {
+	if len(text) > maxArgument {
+		return false
+	}
+	if !strings.HasPrefix(strings.TrimSpace(text), "#!") {
+		return true // by the login shell
+	}
+	for _, word := range argv {
+		name := filepath.Base(word)
+		if name == "env" || name == "busybox" || strings.HasPrefix(word, "-") || strings.Contains(word, "=") {
+			continue // what leads to the interpreter
+		}
+		return slices.Contains(takesText, name) || strings.HasPrefix(name, "python") || strings.HasPrefix(name, "pypy")
+	}
+	return true
+}
+
+// writeText puts a script into a file of its own.
+func writeText(dir, text string) (path string, err error) {
+	file, err := os.CreateTemp(dir, ".script-")
+	if err == nil {
+		_, err = file.WriteString(text)
+		err = errors.Join(err, file.Close())
+		if err != nil {
+			os.Remove(file.Name())
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot put the script into a file for its interpreter: %w", err)
+	}
+	return file.Name(), nil
 }
 
 // note adds a line of ours to a script's log.

@@ -53,7 +53,7 @@ type Runner struct {
 
 	following sync.WaitGroup // every goroutine
 
-	pipeGrace time.Duration
+	pipeGrace, hangupGrace time.Duration
 
 	mu      sync.Mutex
 	scripts []*agentpb.WorkspaceAgentScript
@@ -71,7 +71,7 @@ func New(cfg Config) *Runner {
 	if cfg.Completed == nil {
 		cfg.Completed = func(*agentpb.Timing) {}
 	}
-	r := &Runner{cfg: cfg, pipeGrace: pipeGrace}
+	r := &Runner{cfg: cfg, pipeGrace: pipeGrace, hangupGrace: shell.HangupGrace}
 	r.alive, r.kill = context.WithCancel(context.Background())
 	r.running, r.hangUp = context.WithCancel(r.alive)
 	return r
@@ -126,7 +126,7 @@ func (r *Runner) Stop(ctx context.Context) Result {
 	defer context.AfterFunc(ctx, r.kill)()
 	runCtx, cancel := ctx, context.CancelFunc(func() {})
 	if deadline, ok := ctx.Deadline(); ok {
-		runCtx, cancel = context.WithDeadline(ctx, deadline.Add(-min(stopMargin, time.Until(deadline)/4)))
+		runCtx, cancel = context.WithDeadlineCause(ctx, deadline.Add(-min(stopMargin, time.Until(deadline)/4)), errNoBudget)
 	}
 	defer cancel()
 	result, settled := r.runAll(runCtx, agentpb.Timing_STOP, (*agentpb.WorkspaceAgentScript).GetRunOnStop)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -133,8 +134,21 @@ func TestOutcomes(t *testing.T) {
 		{name: "killed", script: "kill -9 $$", state: agentpb.Lifecycle_START_ERROR, status: agentpb.Timing_EXIT_FAILURE, code: -1},
 		{
 			name: "bad interpreter", script: "#!/nowhere/sh\n", state: agentpb.Lifecycle_START_ERROR, status: agentpb.Timing_EXIT_FAILURE, code: 255,
-			output: "ERROR:cannot start the script: fork/exec /nowhere/sh: no such file or directory\n",
+			output: "ERROR:cannot start the script: fork/exec /nowhere/sh: no such file or directory; install /nowhere/sh as a program that can be run, or correct the script's first line\n",
 		},
+		{
+			name: "interpreter that cannot be run", script: "#!/etc/passwd\n", state: agentpb.Lifecycle_START_ERROR, status: agentpb.Timing_EXIT_FAILURE, code: 255,
+			output: "ERROR:cannot start the script: fork/exec /etc/passwd: permission denied; install /etc/passwd as a program that can be run, or correct the script's first line\n",
+		},
+		{name: "shebang that ends as on Windows", script: "#!/bin/sh\r\necho hi", state: agentpb.Lifecycle_READY, output: "INFO:hi\n"},
+		{
+			name: "lines that end as on Windows", script: "if true\r\nthen exit 3\r\nfi\r\n", state: agentpb.Lifecycle_START_ERROR, status: agentpb.Timing_EXIT_FAILURE, code: 2,
+			output: "(CR LF), which may be why it failed: save it with LF alone]\n",
+		},
+		{name: "interpreter without -c", script: "#!/usr/bin/env perl\nprint \"$]\\n\" if $0 =~ m{/.script-};", state: agentpb.Lifecycle_READY, output: "INFO:5.0"},
+		{name: "interpreter of a file", script: "#!/usr/bin/busybox awk -f\nBEGIN { print 40+2 }", state: agentpb.Lifecycle_READY, output: "INFO:42\n"},
+		{name: "longer than an argument may be", script: strings.Repeat("# a comment\n", 20_000) + "echo ${0##*/} | cut -c1-8", state: agentpb.Lifecycle_READY, output: "INFO:.script-\n"},
+		{name: "bytes", script: `printf '\000\377\033[31m\n'`, state: agentpb.Lifecycle_READY, output: "INFO:\x00\xff\x1b[31m\n"},
 		{
 			name: "timeout", script: "sleep 1000", timeout: 50 * time.Millisecond,
 			state: agentpb.Lifecycle_START_TIMEOUT, status: agentpb.Timing_TIMED_OUT, code: -1,
@@ -164,8 +178,11 @@ func TestOutcomes(t *testing.T) {
 			if timing.GetEnd().AsTime().Before(timing.GetStart().AsTime()) {
 				t.Error("it ended before it began")
 			}
-			if diff := cmp.Diff(c.output, b.printed(s)); diff != "" {
-				t.Errorf("output (-want +got):\n%s", diff)
+			if got := b.printed(s); !strings.Contains(got, c.output) || c.output == "" && got != "" {
+				t.Errorf("it printed %q, want %q", got, c.output)
+			}
+			if left, err := filepath.Glob(filepath.Join(b.data, dataName, "*", ".script-*")); err != nil || len(left) > 0 {
+				t.Errorf("files of scripts are left: %v, %v", left, err)
 			}
 			if len(b.timings) != 1 {
 				t.Errorf("%d reports", len(b.timings))
@@ -257,24 +274,93 @@ func TestBackgroundChildThatHoldsThePipe(t *testing.T) {
 	b.await(func() bool { return strings.Contains(b.output[uuid.UUID(s.GetLogSourceId())], "late word\n") })
 }
 
-func TestTimeoutEndsTheWholeGroup(t *testing.T) {
+// family starts, from a script of its own group: a child that ignores the hang-up as the script does, one in a group of its own, one in a session of its
+// own whose child is in a third, and a daemon that left before. Each writes its id.
+const family = `
+	trap '' HUP
+	sleep 1000 & echo $! >>pids
+	bash -c 'set -m; sleep 1000 & echo $! >>pids; wait' &
+	setsid bash -c 'echo $$ >>pids; setsid sleep 1000 & echo $! >>pids; wait' &
+	(setsid sh -c 'echo $$ >daemon; exec sleep 1000' >/dev/null 2>&1 </dev/null &)
+	until [ "$(wc -l <pids)" = 4 ] && [ -s daemon ]; do sleep 0.01; done
+	echo up
+	wait`
+
+// TestTimeoutEndsTheWholeTree: whatever a script started ends with it, after its grace if it ignores the hang-up, but not a daemon that has left it.
+func TestTimeoutEndsTheWholeTree(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	s := start("trap '' HUP; sleep 1000 & echo $!; wait") // the child ignores the hang-up too
-	s.Timeout = durationpb.New(time.Second)               // a busy machine takes a while to come to the trap
+	b.hangupGrace = 500 * time.Millisecond
+	dir := t.TempDir()
+	s := start("cd " + dir + family)
+	s.Timeout = durationpb.New(3 * time.Second) // a busy machine takes a while to start all
 	began := time.Now()
 	if got := b.Start(t.Context(), []*agentpb.WorkspaceAgentScript{s}).State(); got != agentpb.Lifecycle_START_TIMEOUT {
 		t.Error(got)
 	}
-	if took := time.Since(began); took < shell.HangupGrace {
+	if took := time.Since(began); took < 3*time.Second+b.hangupGrace {
 		t.Errorf("it was killed after %v, before its grace", took)
 	}
-	// Its output ends only when no process holds it any more: the child is gone too.
+	// Its output ends only when no process holds it any more: the children are gone too.
 	if got := b.timing(t, s).GetStatus(); got != agentpb.Timing_TIMED_OUT {
 		t.Error(got)
 	}
-	if got := b.printed(s); strings.Contains(got, "still shown") {
-		t.Errorf("the child lives on: %q", got)
+	if got := b.printed(s); !strings.Contains(got, "up\n") || strings.Contains(got, "still shown") {
+		t.Errorf("a child lives on: %q", got)
+	}
+	for _, pid := range pids(t, filepath.Join(dir, "pids"), 4) {
+		eventually(t, fmt.Sprintf("process %d ended", pid), func() bool { _, alive := processes()[pid]; return !alive })
+	}
+	daemon := pids(t, filepath.Join(dir, "daemon"), 1)[0]
+	if _, alive := processes()[daemon]; !alive {
+		t.Error("the daemon was ended too")
+	}
+	if err := syscall.Kill(daemon, syscall.SIGKILL); err != nil {
+		t.Error(err)
+	}
+}
+
+func pids(t *testing.T, file string, n int) []int {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []int
+	for word := range strings.FieldsSeq(string(text)) {
+		pid, err := strconv.Atoi(word)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, pid)
+	}
+	if len(found) != n {
+		t.Fatalf("%d processes, want %d", len(found), n)
+	}
+	return found
+}
+
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for limit := time.Now().Add(10 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("not in time: %s", what)
+		}
+	}
+}
+
+func TestParseStat(t *testing.T) {
+	for stat, want := range map[string]process{
+		"42 (a (b) c) S 1 40 39 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9876 1 2": {pid: 42, parent: 1, session: 39, started: "9876"},
+		"42 (dead) Z 1 40 39 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9876 1 2":    {},
+		"42 (short) S 1 40 39": {},
+		"42 S 1":               {},
+		"x (y) S 1 40 39 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9876 1 2": {},
+		"": {},
+	} {
+		if got, ok := parseStat(stat); got != want || ok != (want.pid > 0) {
+			t.Errorf("%q: %+v, %v", stat, got, ok)
+		}
 	}
 }
 
@@ -315,14 +401,17 @@ func TestStopKeepsItsBudget(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	began := time.Now()
-	if got := b.Stop(ctx).State(); got != agentpb.Lifecycle_SHUTDOWN_ERROR {
+	if got := b.Stop(ctx).State(); got != agentpb.Lifecycle_SHUTDOWN_TIMEOUT {
 		t.Error(got)
 	}
 	if took := time.Since(began); took > 4*time.Second {
 		t.Errorf("stop took %v of its second", took)
 	}
-	if len(b.timings) != 1 {
-		t.Errorf("%d reports, want 1", len(b.timings))
+	if timing := b.timing(t, stop); timing.GetStatus() != agentpb.Timing_TIMED_OUT || len(b.timings) != 1 {
+		t.Errorf("%d reports, the first %v", len(b.timings), timing)
+	}
+	if got := b.printed(stop); !strings.Contains(got, "--shutdown-timeout") {
+		t.Errorf("what ended it is not said: %q", got)
 	}
 }
 
@@ -349,15 +438,96 @@ func TestCronFollowsTheWallClock(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) { // its clock begins on 1 January 2000, midnight UTC
 			time.Local = time.UTC
-			schedule, err := cronParser.Parse(table)
+			schedule, err := parseCron(table)
 			if err != nil {
 				t.Fatal(err)
 			}
 			began := time.Now()
-			if !await(t.Context(), schedule) || time.Since(began) != want {
+			if _, ok := await(t.Context(), schedule, time.Time{}); !ok || time.Since(began) != want {
 				t.Errorf("%s came after %v, want %v", table, time.Since(began), want)
 			}
 		})
+	}
+}
+
+// TestCronSetBack: a clock that was set back by less than three hours since a run does not repeat it.
+func TestCronSetBack(t *testing.T) {
+	for back, want := range map[time.Duration]time.Duration{
+		500 * time.Millisecond: time.Hour,
+		2 * time.Hour:          3 * time.Hour,
+		4 * time.Hour:          time.Hour, // the clock was wrong before
+	} {
+		synctest.Test(t, func(t *testing.T) { // it begins at a full hour
+			hourly, err := parseCron("0 0 * * * *")
+			if err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now().Round(0)
+			if due, ok := await(t.Context(), hourly, began.Add(back)); !ok || due.Sub(began) != want {
+				t.Errorf("set back by %v it was due after %v, want %v", back, due.Sub(began), want)
+			}
+		})
+	}
+}
+
+// TestCronWhereTheClockIsShifted: what is due in an hour that is not there comes at its end, and what names an hour that comes twice does so once.
+func TestCronWhereTheClockIsShifted(t *testing.T) {
+	for _, c := range []struct {
+		zone, table, from string
+		want              []string
+	}{
+		{"America/New_York", "0 30 2 * * *", "2027-03-13T12:00:00-05:00", []string{"2027-03-14T03:00:00-04:00", "2027-03-15T02:30:00-04:00"}},
+		{"America/New_York", "0 0,30 2 * * *", "2027-03-14T01:00:00-05:00", []string{"2027-03-14T03:00:00-04:00", "2027-03-15T02:00:00-04:00"}},
+		{"America/New_York", "0 30 1 * * *", "2027-11-07T00:00:00-04:00", []string{"2027-11-07T01:30:00-04:00", "2027-11-08T01:30:00-05:00"}},
+		{"America/New_York", "0 30 1 * * *", "2027-11-07T01:10:00-05:00", []string{"2027-11-08T01:30:00-05:00"}},
+		{"America/New_York", "0 0 2 * * *", "2027-11-07T01:10:00-05:00", []string{"2027-11-07T02:00:00-05:00"}},
+		{"America/New_York", "0 */30 * * * *", "2027-11-07T00:59:00-04:00", []string{
+			"2027-11-07T01:00:00-04:00", "2027-11-07T01:30:00-04:00", "2027-11-07T01:00:00-05:00", "2027-11-07T01:30:00-05:00", "2027-11-07T02:00:00-05:00",
+		}},
+		{"America/New_York", "0 30 * * * *", "2027-03-14T01:00:00-05:00", []string{"2027-03-14T01:30:00-05:00", "2027-03-14T03:30:00-04:00"}},
+		{"America/Sao_Paulo", "0 0 0 * * *", "2018-11-03T12:00:00-03:00", []string{"2018-11-04T01:00:00-02:00", "2018-11-05T00:00:00-02:00"}}, // no midnight
+		{"Australia/Lord_Howe", "0 15 2 * * *", "2026-10-04T00:00:00+10:30", []string{"2026-10-04T02:30:00+11:00", "2026-10-05T02:15:00+11:00"}},
+		{"Pacific/Apia", "0 0 12 30 12 *", "2011-12-01T00:00:00-10:00", []string{"2011-12-31T00:00:00+14:00", "2012-12-30T12:00:00+14:00"}}, // no 30th that year
+		{"Europe/Berlin", "0 0 2 * * SUN", "2027-03-27T00:00:00+01:00", []string{"2027-03-28T03:00:00+02:00", "2027-04-04T02:00:00+02:00"}},
+		{"UTC", "CRON_TZ=Europe/Berlin 0 30 2 * * *", "2027-03-28T00:00:00Z", []string{"2027-03-28T01:00:00Z", "2027-03-29T00:30:00Z"}},
+	} {
+		zone, err := time.LoadLocation(c.zone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		schedule, err := parseCron(c.table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, err := time.Parse(time.RFC3339, c.from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = at.In(zone)
+		var got []string
+		for range c.want {
+			at = schedule.Next(at)
+			got = append(got, at.Format(time.RFC3339))
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("%s in %s (-want +got):\n%s", c.table, c.zone, diff)
+		}
+	}
+}
+
+// TestTablesThatAreRefused: what a stock agent does not read, neither do we.
+func TestTablesThatAreRefused(t *testing.T) {
+	for _, text := range []string{"", "@daily", "@every 1s", "* * * *", "60 * * * * *", "* * * * * * *", "every day", "CRON_TZ=Nowhere/X * * * * * *"} {
+		if _, err := parseCron(text); err == nil {
+			t.Errorf("%q was read", text)
+		}
+	}
+	never, err := parseCron("0 0 0 31 FEB *")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := await(t.Context(), never, time.Time{}); ok {
+		t.Error("the 31st of February came")
 	}
 }
 
@@ -378,3 +548,26 @@ func TestManyLines(t *testing.T) {
 		t.Errorf("%d lines", len(lines))
 	}
 }
+
+// TestMuchOutput: bytes without a line end go to the log file whole, and hold nothing up.
+func TestMuchOutput(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	s := start("head -c 100000000 /dev/zero")
+	sum := 0
+	b.cfg.Logs = func(uuid.UUID, agentpb.Log_Level) io.WriteCloser { return count{&sum} }
+	if got := b.Start(t.Context(), []*agentpb.WorkspaceAgentScript{s}).State(); got != agentpb.Lifecycle_READY {
+		t.Error(got)
+	}
+	b.timing(t, s)
+	info, err := os.Stat(filepath.Join(b.logs, "coder-script-"+uuid.UUID(s.GetLogSourceId()).String()+".log"))
+	if err != nil || info.Size() != 100_000_000 || sum != 100_000_000 {
+		t.Errorf("%d bytes came, the file has %v, %v", sum, info, err)
+	}
+}
+
+// count counts what one stream writes.
+type count struct{ sum *int }
+
+func (c count) Write(p []byte) (int, error) { *c.sum += len(p); return len(p), nil }
+func (c count) Close() error                { return nil }

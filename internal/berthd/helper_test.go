@@ -194,7 +194,7 @@ func TestHelpersFindTheServer(t *testing.T) {
 		"a person's beside":  {"BERTH_AGENT_URL=" + k.url, "BERTH_AGENT_TOKEN=" + agentToken, "BERTH_URL=http://127.0.0.1:1", "BERTH_TOKEN=mine"},
 		"token file":         {"BERTH_URL=" + k.url, "CODER_AGENT_TOKEN_FILE=" + tokenFile},
 		"cloud, but a token": {"CODER_AGENT_URL=" + k.url, "CODER_AGENT_TOKEN=" + agentToken, "CODER_AGENT_AUTH=token"},
-		"run's own mistakes": {"CODER_AGENT_URL=" + k.url, "CODER_AGENT_TOKEN=" + agentToken, "BERTH_LOG_FORMAT=xml", "BERTH_STOP_TIMEOUT=soon"},
+		"run's own mistakes": {"CODER_AGENT_URL=" + k.url, "CODER_AGENT_TOKEN=" + agentToken, "BERTH_LOG_FORMAT=xml", "BERTH_SHUTDOWN_TIMEOUT=soon"},
 		"header command":     {"CODER_AGENT_URL=" + k.url, "CODER_AGENT_TOKEN=" + agentToken, "BERTH_HEADER=", "CODER_AGENT_HEADER_COMMAND=test -n \"$CODER_URL\" && printf 'X-Other=1\\n\\nX-Gate=open\\n'"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -84,7 +84,7 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	}
 
 	defer context.AfterFunc(ctx, func() {
-		systemd.stopping(errors.Is(context.Cause(ctx), agent.ErrRestart), s.services.stopTimeout)
+		systemd.stopping(errors.Is(context.Cause(ctx), agent.ErrRestart), s.services.shutdownTimeout)
 	})()
 	log.Info("berthd starts", "version", version, "server", cfg.Server.URL, "identity", cfg.Identity, "state", s.dirs.state)
 	if err := agent.Run(ctx, cfg); err != nil {
@@ -143,7 +143,7 @@ func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(
 			NamedTerminalIdleTimeout: s.services.namedTerminalIdle,
 			SSHTerminalGrace:         s.services.sshGrace,
 			TerminalScrollback:       int(s.services.scrollback),
-			StopTimeout:              s.services.stopTimeout,
+			ShutdownTimeout:          s.services.shutdownTimeout,
 		},
 		Mesh:      agent.Mesh{ListenPort: uint16(s.services.listenPort), RelayOnly: s.services.relayOnly, Debug: s.services.tailnetDebug},
 		Debug:     agent.Debug{Pprof: s.output.pprof, Prometheus: s.output.prometheus, Status: s.output.debug},
@@ -169,6 +169,8 @@ func prepareEnvironment(socket string) error {
 
 // withSignals returns a context that SIGINT and SIGTERM end, and SIGHUP ends with the cause
 // [agent.ErrRestart]; to the stock agent, which nobody starts again, it means the same as the others.
+// The first signal counts. More of them change nothing: who stops a container or presses Ctrl-C may
+// send two where one was meant, and stop scripts are to run to their end.
 func withSignals(ctx context.Context, stock bool, log *slog.Logger) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 1)
@@ -176,21 +178,24 @@ func withSignals(ctx context.Context, stock bool, log *slog.Logger) (context.Con
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		select {
-		case sig := <-signals:
-			log.Info("stopping", "signal", sig)
-			if sig == syscall.SIGHUP && !stock {
+		for sig := range signals {
+			switch {
+			case ctx.Err() != nil:
+				log.Info("stopping already; only SIGKILL ends berthd at once", "signal", sig)
+			case sig == syscall.SIGHUP && !stock:
+				log.Info("stopping, to be started again", "signal", sig)
 				cancel(agent.ErrRestart)
-			} else {
+			default:
+				log.Info("stopping", "signal", sig)
 				cancel(nil)
 			}
-		case <-ctx.Done():
 		}
 	}()
 	return ctx, func() {
-		cancel(nil)
-		<-done
 		signal.Stop(signals)
+		close(signals)
+		<-done
+		cancel(nil)
 	}
 }
 

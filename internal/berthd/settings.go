@@ -60,7 +60,7 @@ type serviceSettings struct {
 	coderCommand      bool
 	sshMaxTimeout     time.Duration
 	sshResumeWindow   time.Duration
-	stopTimeout       time.Duration
+	shutdownTimeout   time.Duration
 	terminalIdle      time.Duration
 	namedTerminalIdle time.Duration
 	sshGrace          time.Duration
@@ -177,9 +177,9 @@ var options = []option{
 	{name: "ssh-resume-window", env: "BERTH_SSH_RESUME_WINDOW",
 		usage: "how long an SSH connection made by way of berth is kept while its network is away",
 		bind:  span(func(s *settings) *time.Duration { return &s.services.sshResumeWindow }, 10*time.Minute)},
-	{name: "stop-timeout", env: "BERTH_STOP_TIMEOUT",
-		usage: "how long all stop scripts together may take",
-		bind:  span(func(s *settings) *time.Duration { return &s.services.stopTimeout }, time.Minute)},
+	{name: "shutdown-timeout", env: "BERTH_SHUTDOWN_TIMEOUT",
+		usage: "how long it may take to stop, all stop scripts included, which run at the same time",
+		bind:  span(func(s *settings) *time.Duration { return &s.services.shutdownTimeout }, time.Minute)},
 	{name: "terminal-idle-timeout", env: "BERTH_TERMINAL_IDLE_TIMEOUT",
 		usage: "how long a terminal that has no name lives on with nobody attached; 0 means for ever",
 		bind:  span(func(s *settings) *time.Duration { return &s.services.terminalIdle }, 5*time.Minute)},
@@ -406,8 +406,8 @@ func (s *settings) check() error {
 	if err := s.server.check(); err != nil {
 		return err
 	}
-	if s.services.sshMaxTimeout < 0 || s.services.sshResumeWindow < 0 || s.services.stopTimeout < 0 {
-		return usagef("--ssh-max-timeout, --ssh-resume-window and --stop-timeout cannot be negative: 0 means their default")
+	if s.services.sshMaxTimeout < 0 || s.services.sshResumeWindow < 0 || s.services.shutdownTimeout < 0 {
+		return usagef("--ssh-max-timeout, --ssh-resume-window and --shutdown-timeout cannot be negative: 0 means their default")
 	}
 	if s.services.terminalIdle < 0 || s.services.namedTerminalIdle < 0 {
 		return usagef("--terminal-idle-timeout and --named-terminal-idle-timeout cannot be negative: 0 means for ever")

@@ -61,7 +61,7 @@ var inside = cmp.AllowUnexported(settings{}, serverSettings{}, identitySettings{
 
 func TestEveryVariableIsRead(t *testing.T) {
 	values := map[string]string{
-		"exit-on-refused": "true", "header": "X-A=1,X-B=2", "ssh-max-timeout": "5m", "ssh-resume-window": "13m", "stop-timeout": "7s",
+		"exit-on-refused": "true", "header": "X-A=1,X-B=2", "ssh-max-timeout": "5m", "ssh-resume-window": "13m", "shutdown-timeout": "7s",
 		"terminal-idle-timeout": "9m", "named-terminal-idle-timeout": "24h", "ssh-terminal-grace": "11m", "terminal-scrollback": "500",
 		"tailnet-listen-port": "4242", "relay-only": "1", "block-file-transfer": "true", "block-reverse-port-forwarding": "true",
 		"block-local-port-forwarding": "true", "subsystem": "envbox", "log-format": "json",
