@@ -48,7 +48,7 @@ tools() {
 	PATH=$PATH:/usr/sbin:/sbin
 	need gcc=gcc git=git sshd=openssh-server ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
 		less=less man=man-db htop=htop unshare=util-linux iperf3=iperf3 dnsmasq=dnsmasq-base \
-		dockerd=docker.io docker=docker.io script=bsdutils podman=podman busybox=busybox-static perl=perl-base systemd-nspawn=systemd-container \
+		dockerd=docker.io docker=docker.io script=bsdutils mkfs.ext4=e2fsprogs podman=podman busybox=busybox-static perl=perl-base systemd-nspawn=systemd-container \
 		zsh=zsh fish=fish rsync=rsync curl=curl xauth=xauth Xvfb=xvfb xdpyinfo=x11-utils
 }
 
@@ -180,6 +180,7 @@ long() {
 	go test -count=1 -timeout 60m -v -run 'TestTerminals|TestShell|TestOpenSSH|TestLedger' ./e2e
 	go test -count=1 -timeout 10m -v -run 'TestMany|TestContainerExec' ./containers ./internal/berthd
 	go test -count=1 -timeout 10m -v -run TestSameAsSS ./ports
+	go test -count=1 -timeout 10m -v -run TestDamage ./reporter
 	go test -count=1 -timeout 20m -v -run TestResume ./cmd/berth
 }
 

@@ -106,6 +106,12 @@ func (s *segment) append(b []byte) error {
 	return nil
 }
 
+// probe tells whether the disk takes more than a file's name: a full one does that.
+func (s *segment) probe() error {
+	_, err := s.file.WriteAt(make([]byte, memorySegmentSize), 0)
+	return errors.Join(err, s.file.Truncate(0))
+}
+
 // note widens the span of a source.
 func (s *segment) note(source uuid.UUID, n span) {
 	if have, ok := s.spans[source]; ok {

@@ -61,6 +61,7 @@ type spool struct {
 	next     map[uuid.UUID]uint64
 	acked    map[stream]uint64
 	refused  bool // the disk refused, and that was said
+	unsaved  bool // the state could not be saved, and that was said
 	buf      []byte
 	closed   bool
 }
@@ -92,7 +93,11 @@ func (s *spool) takeLock() error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
-	lock, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	path := filepath.Join(s.dir, "lock")
+	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, syscall.EROFS) { // what lies on the disk is to be delivered all the same
+		lock, err = os.Open(path)
+	}
 	if err != nil {
 		return err
 	}
@@ -292,7 +297,13 @@ func (s *spool) roll(disk bool) *segment {
 			id = uuid.New()
 		}
 		var err error
-		if seg, err = createSegment(s.dir, s.number, id); err != nil {
+		seg, err = createSegment(s.dir, s.number, id)
+		if err == nil && wasMemory {
+			if err = seg.probe(); err != nil {
+				err = errors.Join(err, seg.remove())
+			}
+		}
+		if err != nil {
 			s.complain(err)
 			seg = nil
 		} else if wasMemory {
@@ -468,11 +479,18 @@ func (s *spool) save() {
 	if s.dir == "" {
 		return
 	}
-	if err := writeState(s.dir, s.state()); err != nil {
-		s.complain(err)
-		if err := os.Remove(filepath.Join(s.dir, stateName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("cannot remove the log spool's old state", "err", err)
+	err := writeState(s.dir, s.state())
+	if err != nil {
+		if left := os.Remove(filepath.Join(s.dir, stateName)); !errors.Is(left, fs.ErrNotExist) {
+			err = errors.Join(err, left)
 		}
+	}
+	s.mu.Lock()
+	said := s.unsaved
+	s.unsaved = err != nil
+	s.mu.Unlock()
+	if err != nil && !said {
+		s.log.Warn("cannot note which log lines the server has; after a restart some are sent once more, which it notices", "err", err)
 	}
 }
 

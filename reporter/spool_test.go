@@ -3,6 +3,7 @@ package reporter
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
 	"github.com/berthd/berth/wire"
@@ -59,7 +60,7 @@ func flush(t *testing.T, r *Reporter) {
 
 func wantLines(t *testing.T, s *server, source uuid.UUID, want []string) {
 	t.Helper()
-	if diff := cmp.Diff(want, s.stored(source)); diff != "" {
+	if diff := gocmp.Diff(want, s.stored(source)); diff != "" {
 		t.Errorf("lines (-want +got):\n%s", diff)
 	}
 }
@@ -108,7 +109,7 @@ func TestLevelsAndLastLine(t *testing.T) {
 	link1(t, r, s, wire.CurrentVersion)
 	flush(t, r)
 	wantLines(t, s, sourceA, []string{"one", "", "two"})
-	if diff := cmp.Diff([]agentpb.Log_Level{5, 5, 5}, s.levels[sourceA]); diff != "" {
+	if diff := gocmp.Diff([]agentpb.Log_Level{5, 5, 5}, s.levels[sourceA]); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -335,14 +336,25 @@ func TestDiskThatRefusesMeanwhile(t *testing.T) {
 	wantLines(t, s, sourceA, append(append(numbered(1, 10), want...), more...))
 }
 
+// TestDamageCostsOnlyWhatItHit: one byte of the spool's files is another one. BERTH_LONG=1 tries 1,000 positions, and
+// BERTH_SEED=N others.
 func TestDamageCostsOnlyWhatItHit(t *testing.T) {
+	positions := 60
+	if os.Getenv("BERTH_LONG") != "" {
+		positions = 1000
+	}
+	seed, err := strconv.ParseUint(cmp.Or(os.Getenv("BERTH_SEED"), "1"), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
 	template := t.TempDir()
-	r, err := Open(Config{Dir: template})
+	cfg := Config{Dir: template, Limit: 1 << 20}
+	r, err := Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var want []string
-	for i := range 300 {
+	for i := range 900 {
 		want = append(want, fmt.Sprintf("line %d %s", i, strings.Repeat("é\xff", i%20)))
 	}
 	write(t, r, sourceA, want...)
@@ -353,25 +365,42 @@ func TestDamageCostsOnlyWhatItHit(t *testing.T) {
 		t.Fatal(err)
 	}
 	names, err := filepath.Glob(filepath.Join(template, "*"+segmentSuffix))
-	if err != nil || len(names) != 1 {
+	if err != nil || len(names) < 2 {
 		t.Fatal(names, err)
 	}
-	healthy, err := os.ReadFile(names[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newServer(t)
-	random := rand.New(rand.NewPCG(1, 2))
-	for range 100 {
-		position := random.IntN(len(healthy))
-		dir := t.TempDir()
-		hurt := bytes.Clone(healthy)
-		hurt[position] ^= byte(1 + random.IntN(255))
-		if err := os.WriteFile(filepath.Join(dir, filepath.Base(names[0])), hurt, 0o600); err != nil {
+	names = append(names, filepath.Join(template, stateName))
+	var healthy [][]byte
+	total := 0
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
 			t.Fatal(err)
 		}
+		healthy = append(healthy, b)
+		total += len(b)
+	}
+	s := newServer(t)
+	random := rand.New(rand.NewPCG(seed, 2))
+	for range positions {
+		position := random.IntN(total)
+		cfg.Dir = t.TempDir()
+		costs, at := 1, position
+		for i, name := range names {
+			b := bytes.Clone(healthy[i])
+			if 0 <= at && at < len(b) {
+				b[at] ^= byte(1 + random.IntN(255))
+				if filepath.Base(name) == stateName {
+					costs = 0
+				}
+			}
+			at -= len(b)
+			if err := os.WriteFile(filepath.Join(cfg.Dir, filepath.Base(name)), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
 		var log bytes.Buffer
-		r, err := Open(Config{Dir: dir, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+		r, err := Open(cfg)
 		if err != nil {
 			t.Fatalf("byte %d: %v", position, err)
 		}
@@ -389,7 +418,7 @@ func TestDamageCostsOnlyWhatItHit(t *testing.T) {
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
 		}
-		// One byte lies in one record: all others must be there, in order.
+		// One byte lies in one record, or in the state: all other lines must be there, in order.
 		got := s.stored(sourceA)
 		lost := 0
 		for _, line := range append(want, "after") {
@@ -402,7 +431,7 @@ func TestDamageCostsOnlyWhatItHit(t *testing.T) {
 				got = got[1:]
 			}
 		}
-		if lost != 1 || len(got) != 0 {
+		if lost != costs || len(got) != 0 {
 			t.Errorf("byte %d: %d lines lost, %d lines too many: %q", position, lost, len(got), got)
 		}
 	}
