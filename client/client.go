@@ -172,6 +172,20 @@ func (c *Client) Agent(ctx context.Context, id uuid.UUID) (wire.Agent, error) {
 	return agent, err
 }
 
+// Status returns an agent with all that it told of its workspace.
+func (c *Client) Status(ctx context.Context, id uuid.UUID) (wire.StatusReport, error) {
+	var report wire.StatusReport
+	err := c.call(ctx, http.MethodGet, wire.PathBerth+"agents/"+id.String()+"/status", nil, nil, http.StatusOK, &report)
+	return report, err
+}
+
+// AppStatuses returns what an app of an agent said of itself, newest first.
+func (c *Client) AppStatuses(ctx context.Context, id uuid.UUID, slug string) ([]wire.AppStatus, error) {
+	var statuses []wire.AppStatus
+	err := c.call(ctx, http.MethodGet, wire.PathBerth+"agents/"+id.String()+"/app-statuses", url.Values{wire.QueryApp: {slug}}, nil, http.StatusOK, &statuses)
+	return statuses, err
+}
+
 // Connection returns what is needed to join the mesh of an agent.
 func (c *Client) Connection(ctx context.Context, id uuid.UUID) (wire.ConnectionInfo, error) {
 	var info wire.ConnectionInfo

@@ -252,6 +252,9 @@ func TestReports(t *testing.T) {
 	_, err = l.agent.ReportConnection(ctx, &agentpb.ReportConnectionRequest{Connection: &agentpb.Connection{
 		Id: m.GetAgentId(), Action: agentpb.Connection_CONNECT, Type: agentpb.Connection_SSH, Timestamp: timestamppb.Now(), Ip: "localhost"}})
 	ok("connection", err)
+	_, err = l.agent.ReportConnection(ctx, &agentpb.ReportConnectionRequest{Connection: &agentpb.Connection{
+		Id: m.GetAgentId(), Action: agentpb.Connection_DISCONNECT, Type: agentpb.Connection_SSH, Timestamp: timestamppb.Now(), Ip: "localhost"}})
+	ok("its end", err)
 
 	var view wire.Agent
 	x.get("/api/v2/workspaceagents/"+id.String(), &view)
@@ -288,9 +291,25 @@ func TestReports(t *testing.T) {
 	if err != nil || len(values) != 1 || len(values["load"].Value) > wire.MaxMetadataValue || values["load"].Error != "value of 4005 bytes exceeded 2048 bytes" {
 		t.Errorf("metadata: %d values, %q, %v", len(values), values["load"].Error, err)
 	}
-	connections, err := x.store.Connections(ctx, id, 10)
-	if err != nil || len(connections) != 1 || connections[0].IP != "127.0.0.1" || connections[0].Type != "ssh" {
-		t.Errorf("connections %v, %v", connections, err)
+	// Everything at once, as `berth status` asks for it.
+	var report wire.StatusReport
+	x.get(wire.PathBerth+"agents/"+id.String()+"/status", &report)
+	if diff := cmp.Diff(view.Apps, report.Apps); diff != "" {
+		t.Errorf("apps (-agent +status):\n%s", diff)
+	}
+	if len(report.Sessions) != 1 || report.Sessions[0].IP != "127.0.0.1" || report.Sessions[0].Type != "ssh" || report.Sessions[0].BeganAt == nil || report.Sessions[0].EndedAt == nil {
+		t.Errorf("sessions %+v", report.Sessions)
+	}
+	if report.Traffic == nil || report.Traffic.Connections != 1 || len(report.Metadata) != 1 || report.Metadata[0].Result.Value == "" {
+		t.Errorf("traffic %+v, metadata %+v", report.Traffic, report.Metadata)
+	}
+	var statuses []wire.AppStatus
+	x.get(wire.PathBerth+"agents/"+id.String()+"/app-statuses?app=web", &statuses)
+	if diff := cmp.Diff(view.Apps[0].Statuses, statuses); diff != "" {
+		t.Errorf("history (-agent +statuses):\n%s", diff)
+	}
+	if status, body := x.call("GET", wire.PathBerth+"agents/"+id.String()+"/app-statuses?app=gone", "", x.asUser()...); status != 404 || !strings.Contains(body, "has no app") {
+		t.Errorf("of an unknown app: %d %s", status, body)
 	}
 }
 

@@ -220,6 +220,12 @@ func (s *Server) endpoints() []endpoint {
 		Summary: "Declare an agent and make its token", Body: wire.CreateAgent{}, Status: 201, Answer: wire.CreatedAgent{}, Errors: []int{400, 409, 413, 500}})
 	on("DELETE", wire.PathBerth+"agents/{id}", s.onAgent(s.deleteBerthAgent), openapi.Operation{
 		Summary: "Forget an agent with its tokens, state and log", Status: 204, Errors: []int{400, 404, 409, 500}})
+	on("GET", wire.PathBerth+"agents/{id}/status", s.onAgent(s.getBerthStatus), openapi.Operation{
+		Summary: "An agent with all that it told of its workspace", Answer: wire.StatusReport{}, Errors: []int{400, 404, 500}})
+	on("GET", wire.PathBerth+"agents/{id}/app-statuses", s.onAgent(s.getBerthAppStatuses), openapi.Operation{
+		Summary: "What an app said of itself, newest first",
+		Query:   []openapi.Param{{Name: wire.QueryApp, Type: "string", Doc: "slug of the app", Required: true}},
+		Answer:  []wire.AppStatus{}, Errors: []int{400, 404, 500}})
 	on("POST", wire.PathBerth+"agents/{id}/token", s.onAgent(s.postBerthToken), openapi.Operation{
 		Summary: "Make another token for an agent", Status: 201, Answer: wire.CreatedAgent{}, Errors: []int{400, 404, 500}})
 	on("POST", wire.PathBerth+"agents/{id}/revoke", s.onAgent(s.postBerthRevoke), openapi.Operation{

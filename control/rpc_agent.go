@@ -453,9 +453,8 @@ func measured(req *agentpb.PushResourcesMonitoringUsageRequest, asked *store.Res
 	return usage
 }
 
-var connectionActions = map[agentpb.Connection_Action]string{
-	agentpb.Connection_CONNECT: "connect", agentpb.Connection_DISCONNECT: "disconnect",
-}
+// maxReason bounds why a session ended: a hundred of them are one record.
+const maxReason = 512
 
 var connectionTypes = map[agentpb.Connection_Type]string{
 	agentpb.Connection_SSH: "ssh", agentpb.Connection_VSCODE: "vscode",
@@ -471,33 +470,37 @@ func (a *agentService) ReportConnection(ctx context.Context, req *agentpb.Report
 	if err != nil {
 		return nil, fmt.Errorf("cannot read connection id: %w", err)
 	}
-	c := store.Connection{ID: id, Time: time.Now().UTC()}
-	var ok1, ok2 bool
-	c.Action, ok1 = connectionActions[in.GetAction()]
-	c.Type, ok2 = connectionTypes[in.GetType()]
+	kind, known := connectionTypes[in.GetType()]
+	began := in.GetAction() == agentpb.Connection_CONNECT
 	switch {
 	case id == uuid.Nil:
 		return nil, errors.New("connection id must not be nil")
-	case !ok1:
+	case !began && in.GetAction() != agentpb.Connection_DISCONNECT:
 		return nil, fmt.Errorf("unknown connection action %q", in.GetAction())
-	case !ok2:
+	case !known:
 		return nil, fmt.Errorf("unknown connection type %q", in.GetType())
 	}
-	if at := in.GetTimestamp(); at != nil && storable(at.AsTime()) {
-		c.Time = at.AsTime()
+	at := time.Now().UTC()
+	if told := in.GetTimestamp(); told != nil && storable(told.AsTime()) {
+		at = told.AsTime()
 	}
 	ip := in.GetIp()
 	if ip == "localhost" {
 		ip = "127.0.0.1"
 	}
-	if addr, err := netip.ParseAddr(ip); err == nil {
-		c.IP = addr.String()
-	}
-	if c.Action == "disconnect" {
-		c.StatusCode = in.GetStatusCode()
-	}
-	c.Reason = store.CutText(logText(in.GetReason()), maxText)
-	if err := a.store.AddConnection(ctx, a.id, c); err != nil {
+	err = a.store.UpdateSession(ctx, a.id, id, func(session *wire.Session) {
+		session.Type = kind
+		if addr, err := netip.ParseAddr(ip); err == nil {
+			session.IP = addr.String()
+		}
+		if began {
+			session.BeganAt = &at
+			return
+		}
+		session.EndedAt, session.ExitCode = &at, in.GetStatusCode()
+		session.Reason = store.CutText(logText(in.GetReason()), maxReason)
+	})
+	if err != nil {
 		return nil, err
 	}
 	return &emptypb.Empty{}, nil

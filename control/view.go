@@ -24,8 +24,6 @@ const (
 	// inactive is how long ago an agent may have answered a probe and still count as connected:
 	// two of them.
 	inactive = 2 * wire.PingInterval
-	// shownStatuses is how many statuses of an app a view of its agent holds.
-	shownStatuses = 10
 )
 
 // Lifecycle states by the names that clients know.
@@ -122,7 +120,7 @@ func (s *Server) viewAgent(ctx context.Context, a store.Agent) (wire.Agent, erro
 		view.InstanceID = a.Instance.ID
 	}
 	for _, app := range a.Apps {
-		statuses, err := s.store.AppStatuses(ctx, a.ID, app.ID, shownStatuses)
+		statuses, err := s.store.NewestStatuses(ctx, a.ID, app.ID)
 		if err != nil {
 			return wire.Agent{}, err
 		}

@@ -45,3 +45,63 @@ type CreatedAgent struct {
 	Name  string    `json:"name"`
 	Token string    `json:"token"`
 }
+
+// StatusReport answers GET /api/v2/berth/agents/{id}/status: an agent with all that it told of its
+// workspace.
+type StatusReport struct {
+	Agent
+	Metadata []AgentMetadata `json:"metadata"`
+	// Usage is nil where nothing is measured, Traffic before the first report.
+	Usage   *Usage   `json:"usage,omitempty"`
+	Traffic *Traffic `json:"traffic,omitempty"`
+	// Sessions are the newest that people had, the newest first.
+	Sessions []Session `json:"sessions"`
+}
+
+// Usage is what a workspace used of memory and disk at a time, in bytes.
+type Usage struct {
+	CollectedAt time.Time     `json:"collected_at"`
+	Memory      *Used         `json:"memory,omitempty"`
+	Volumes     []VolumeUsage `json:"volumes"`
+}
+
+// Used is how much there is of something, and how much of it is used.
+type Used struct {
+	Used  int64 `json:"used"`
+	Total int64 `json:"total"`
+}
+
+// VolumeUsage is how full the file system is that holds a path.
+type VolumeUsage struct {
+	Path string `json:"path"`
+	Used
+}
+
+// Traffic is what came and went over the mesh since the report before, and who is there.
+type Traffic struct {
+	ReportedAt  time.Time `json:"reported_at"`
+	Connections int64     `json:"connections"`
+	RxBytes     int64     `json:"rx_bytes"`
+	TxBytes     int64     `json:"tx_bytes"`
+	// LatencyMS is the median to the peers that answer; below zero if none does.
+	LatencyMS float64 `json:"latency_ms"`
+	SSH       int64   `json:"ssh"`
+	Terminals int64   `json:"terminals"`
+	VSCode    int64   `json:"vscode"`
+	JetBrains int64   `json:"jetbrains"`
+}
+
+// Session is one that somebody had in a workspace. A time is nil if that was not reported.
+type Session struct {
+	ID uuid.UUID `json:"id"`
+	// Type is ssh, vscode, jetbrains or reconnecting_pty.
+	Type     string     `json:"type"`
+	IP       string     `json:"ip,omitempty"`
+	BeganAt  *time.Time `json:"began_at,omitempty"`
+	EndedAt  *time.Time `json:"ended_at,omitempty"`
+	ExitCode int32      `json:"exit_code"`
+	Reason   string     `json:"reason,omitempty"`
+}
+
+// QueryApp names the app whose statuses GET /api/v2/berth/agents/{id}/app-statuses answers with, by its slug.
+const QueryApp = "app"

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,10 +68,14 @@ type snapshot[T any] struct {
 type listing[T any] struct {
 	program *program
 	agent   string                      // its name
+	source  string                      // who tells of them, if it is not the agent
 	what    string                      // "ports"
 	key     func(T) string              // tells one thing from another
 	table   func([]T, time.Time) *table // shows them
 }
+
+// from names who tells of them.
+func (l *listing[T]) from() string { return clean(cmp.Or(l.source, l.agent)) }
 
 // watch shows what the agent has of a kind until ctx is done: in place on a terminal, else a line for
 // each change.
@@ -140,13 +145,13 @@ type lineView[T any] struct {
 
 func (v *lineView[T]) lose() {
 	v.away = true
-	fmt.Fprintf(v.program.errOut, "berth: lost the connection to %s; trying again\n", clean(v.agent))
+	fmt.Fprintf(v.program.errOut, "berth: lost the connection to %s; trying again\n", v.from())
 }
 
 func (v *lineView[T]) show(s snapshot[T]) error {
 	if v.away {
 		v.away = false
-		fmt.Fprintf(v.program.errOut, "berth: %s is back\n", clean(v.agent))
+		fmt.Fprintf(v.program.errOut, "berth: %s is back\n", v.from())
 	}
 	warned := map[string]bool{}
 	for _, w := range s.warnings {
@@ -293,11 +298,11 @@ func (v *screenView[T]) lines(now time.Time, cols, rows int) []string {
 	case v.last == nil && v.away.IsZero():
 		return []string{fmt.Sprintf("waiting for the %s of %s…", v.what, name)}
 	case v.last == nil:
-		return []string{fmt.Sprintf("lost %s %s; trying again…", name, ago(now, v.away))}
+		return []string{fmt.Sprintf("lost %s %s; trying again…", v.from(), ago(now, v.away))}
 	}
 	title := fmt.Sprintf("%s of %s: %d   (%s, Ctrl-C ends)", v.what, name, len(v.last.items), now.Format(time.TimeOnly))
 	if !v.away.IsZero() {
-		title = fmt.Sprintf("%s of %s: %d   (lost %s; trying again…)", v.what, name, len(v.last.items), ago(now, v.away))
+		title = fmt.Sprintf("%s of %s: %d   (lost %s %s; trying again…)", v.what, name, len(v.last.items), v.from(), ago(now, v.away))
 	}
 	lines := []string{title, ""}
 	t := v.table(v.last.items, now)

@@ -154,7 +154,7 @@ func TestScreenOfAWatch(t *testing.T) {
 		t.Errorf("on a small screen:\n%s", text)
 	}
 	v.away = now.Add(-3 * time.Second)
-	if got := v.lines(now, 40, 10); !strings.Contains(got[0], "lost 3s ago") {
+	if got := v.lines(now, 40, 10); !strings.Contains(got[0], `lost de\x1bmo 3s ago`) {
 		t.Errorf("while the agent is lost: %q", got[0])
 	}
 	for rows := 1; rows < 5; rows++ {

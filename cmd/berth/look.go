@@ -8,7 +8,6 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -57,87 +56,6 @@ func completions(agents []wire.AgentSummary, toComplete string) []cobra.Completi
 		}
 	}
 	return names
-}
-
-func (p *program) statusCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:               "status NAME",
-		Short:             "Show what the server knows of an agent",
-		Example:           "  berth status demo\n  berth status demo --output json",
-		Args:              wantArgs(1, 1),
-		ValidArgsFunction: p.agentNames,
-	}
-	output := outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		s, summary, err := p.find(cmd.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		a, err := s.Agent(cmd.Context(), summary.ID)
-		if err != nil {
-			return s.problem("show agent "+summary.Name, err)
-		}
-		if *output == formatJSON {
-			return printJSON(p.out, a)
-		}
-		return p.printStatus(a, time.Now())
-	}
-	return cmd
-}
-
-func (p *program) printStatus(a wire.Agent, now time.Time) error {
-	for _, line := range statusLines(a, now) {
-		if _, err := fmt.Fprintf(p.out, "%-11s %s\n", line[0], clean(line[1])); err != nil {
-			return err
-		}
-	}
-	apps := table{head: []string{"APP", "HEALTH", "STATE", "SINCE", "MESSAGE"}}
-	for _, app := range a.Apps {
-		row := []string{app.Slug, app.Health, "", "", ""}
-		if len(app.Statuses) > 0 {
-			latest := slices.MaxFunc(app.Statuses, func(x, y wire.AppStatus) int { return x.CreatedAt.Compare(y.CreatedAt) })
-			row[2], row[3], row[4] = latest.State, ago(now, latest.CreatedAt), latest.Message
-		}
-		apps.add(row...)
-	}
-	if len(apps.rows) == 0 {
-		return nil
-	}
-	fmt.Fprintln(p.out)
-	return apps.print(p.out, p.width())
-}
-
-// statusLines are the facts that are known, each with its name.
-func statusLines(a wire.Agent, now time.Time) [][2]string {
-	status := string(a.Status)
-	switch {
-	case a.Status == wire.AgentDisconnected && a.DisconnectedAt != nil:
-		status += " since " + ago(now, *a.DisconnectedAt)
-	case a.Status == wire.AgentConnected && a.LastConnectedAt != nil:
-		status += ", last seen " + ago(now, *a.LastConnectedAt)
-	}
-	state := a.LifecycleState
-	if a.ReadyAt != nil && state == "ready" {
-		state += " since " + ago(now, *a.ReadyAt)
-	}
-	health := "well"
-	if !a.Health.Healthy {
-		health = a.Health.Reason
-	}
-	lines := [][2]string{
-		{"name", a.Name}, {"id", a.ID.String()}, {"status", status}, {"state", state}, {"health", health},
-		{"address", wire.AgentAddr(a.ID).String()}, {"instance", a.InstanceID}, {"system", strings.Trim(a.OperatingSystem+"/"+a.Architecture, "/")},
-		{"version", a.Version}, {"directory", a.ExpandedDirectory},
-	}
-	for region, l := range a.Latency {
-		relay := fmt.Sprintf("%s, %.1f ms", region, l.Milliseconds)
-		if l.Preferred {
-			relay += ", home"
-		}
-		lines = append(lines, [2]string{"relay", relay})
-	}
-	lines = slices.DeleteFunc(lines, func(l [2]string) bool { return l[1] == "" })
-	return lines
 }
 
 func (p *program) logsCommand() *cobra.Command {

@@ -161,12 +161,14 @@ func TestHostileNames(t *testing.T) {
 	evil := "demo\x1b]0;x\x07\n\u202eroot"
 	answers(t, map[string]any{
 		agentsPath:                    []wire.AgentSummary{{ID: agentID, Name: "demo", Version: evil, LifecycleState: evil}},
-		agentPath(""):                 wire.Agent{ID: agentID, Name: evil, Version: evil, Apps: []wire.App{{Slug: evil, Statuses: []wire.AppStatus{{Message: evil}}}}, LogSources: []wire.LogSource{{DisplayName: evil}}},
+		agentPath(""):                 wire.Agent{ID: agentID, Name: evil, LogSources: []wire.LogSource{{DisplayName: evil}}},
+		berthPath("/app-statuses"):    []wire.AppStatus{{State: evil, Message: evil, URI: evil}},
+		berthPath("/status"):          evilStatus(evil),
 		agentPath("/listening-ports"): wire.ListeningPorts{Ports: []wire.ListeningPort{{ProcessName: evil, Port: 80, Command: evil}}},
 		agentPath("/containers"):      wire.Containers{Containers: []wire.Container{{Name: evil, Image: evil}}, Warnings: []string{evil}},
 		agentPath("/logs"):            []wire.LogEntry{{ID: 1, Output: evil, Level: evil}},
 	})
-	for _, args := range []string{"agent list", "status demo", "ports demo", "containers demo", "logs demo"} {
+	for _, args := range []string{"agent list", "status demo", "status demo --app x", "ports demo", "containers demo", "logs demo"} {
 		for _, output := range []string{"text", "json"} {
 			code, stdout, stderr := berth(t, append(strings.Fields(args), "--output", output)...)
 			if code != 0 || stdout == "" {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -20,12 +21,15 @@ const (
 	historySubjects = "berth.history.>"
 	kindStatus      = "status"
 	kindScript      = "script"
-	kindConnection  = "connection"
 
-	// historyDepth is how many events of one app or script, or connections of one agent, are kept:
-	// enough for a page to show, bounded because programs report statuses in loops.
+	// historyDepth is how many events of one app or script are kept: enough for a page to show, bounded
+	// because programs report statuses in loops.
 	historyDepth = 100
 	historyAge   = 90 * 24 * time.Hour
+
+	// newestStatuses are kept in a record of their own beside: every view of an agent shows them, and of
+	// a stream the newest cannot be read alone.
+	newestStatuses = 10
 )
 
 // ScriptRun is one run of a script.
@@ -38,40 +42,37 @@ type ScriptRun struct {
 	Status   string    `json:"status"`
 }
 
-// Connection is one end of a session that somebody had in a workspace.
-type Connection struct {
-	ID         uuid.UUID `json:"id"`
-	Action     string    `json:"action"`
-	Type       string    `json:"type"`
-	Time       time.Time `json:"time"`
-	IP         string    `json:"ip,omitempty"`
-	StatusCode int32     `json:"status_code,omitempty"`
-	Reason     string    `json:"reason,omitempty"`
-}
-
 // AddAppStatus records what an app said of itself.
 func (s *Store) AddAppStatus(ctx context.Context, status wire.AppStatus) error {
+	_, err := update(ctx, s, s.state, newestKey(status.AgentID, status.AppID), func(newest *[]wire.AppStatus) error {
+		*newest = append([]wire.AppStatus{status}, (*newest)[:min(len(*newest), newestStatuses-1)]...)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	return s.record(ctx, status.AgentID, kindStatus, status.AppID.String(), status)
 }
 
-// AppStatuses returns the newest statuses of one app, newest first, at most limit.
-func (s *Store) AppStatuses(ctx context.Context, agent, app uuid.UUID, limit int) ([]wire.AppStatus, error) {
-	return recorded[wire.AppStatus](ctx, s, agent, kindStatus, app.String(), limit)
+func newestKey(agent, app uuid.UUID) string { return agent.String() + partStatuses + app.String() }
+
+// NewestStatuses returns the newest statuses of one app, newest first.
+func (s *Store) NewestStatuses(ctx context.Context, agent, app uuid.UUID) ([]wire.AppStatus, error) {
+	newest, _, err := get[[]wire.AppStatus](ctx, s, s.state, newestKey(agent, app))
+	if errors.Is(err, ErrNotFound) {
+		return []wire.AppStatus{}, nil
+	}
+	return newest, err
+}
+
+// AppStatuses returns all statuses of one app that are kept, newest first.
+func (s *Store) AppStatuses(ctx context.Context, agent, app uuid.UUID) ([]wire.AppStatus, error) {
+	return recorded[wire.AppStatus](ctx, s, agent, kindStatus, app.String())
 }
 
 // AddScriptRun records a run of a script.
 func (s *Store) AddScriptRun(ctx context.Context, agent uuid.UUID, run ScriptRun) error {
 	return s.record(ctx, agent, kindScript, run.ScriptID.String(), run)
-}
-
-// AddConnection records the begin or end of a session in a workspace.
-func (s *Store) AddConnection(ctx context.Context, agent uuid.UUID, c Connection) error {
-	return s.record(ctx, agent, kindConnection, "all", c)
-}
-
-// Connections returns the newest connection reports of an agent, newest first, at most limit.
-func (s *Store) Connections(ctx context.Context, agent uuid.UUID, limit int) ([]Connection, error) {
-	return recorded[Connection](ctx, s, agent, kindConnection, "all", limit)
 }
 
 func historySubject(agent uuid.UUID, kind, id string) string {
@@ -90,13 +91,15 @@ func (s *Store) record(ctx context.Context, agent uuid.UUID, kind, id string, v 
 	return s.explain("store "+kind, err)
 }
 
-func recorded[T any](ctx context.Context, s *Store, agent uuid.UUID, kind, id string, limit int) ([]T, error) {
-	// There is no way to read a subject backwards, so all of it is read: at most historyDepth.
-	var found []T
+// recorded returns the events of a subject, newest first. There is no way to read one backwards, so all of it
+// is read: at most historyDepth.
+func recorded[T any](ctx context.Context, s *Store, agent uuid.UUID, kind, id string) ([]T, error) {
+	found := []T{}
 	for seq := uint64(1); ; {
 		msg, err := s.history.GetMsg(ctx, seq, jetstream.WithGetMsgSubject(historySubject(agent, kind, id)))
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			break
+			slices.Reverse(found)
+			return found, nil
 		}
 		if err != nil {
 			return nil, s.explain("read history", err)
@@ -108,11 +111,6 @@ func recorded[T any](ctx context.Context, s *Store, agent uuid.UUID, kind, id st
 		found = append(found, v)
 		seq = msg.Sequence + 1
 	}
-	newest := make([]T, 0, min(limit, len(found)))
-	for i := len(found) - 1; i >= 0 && len(newest) < limit; i-- {
-		newest = append(newest, found[i])
-	}
-	return newest, nil
 }
 
 func (s *Store) deleteHistory(ctx context.Context, agent uuid.UUID) error {

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -66,7 +68,9 @@ const (
 	partStats     = ".stats"
 	partResources = ".resources"
 	partContext   = ".context"
-	partSource    = ".source."
+	partSessions  = ".sessions"
+	partSource    = ".source."   // one for each
+	partStatuses  = ".statuses." // one for each app
 )
 
 // State returns an agent's state; the zero value if it never said anything.
@@ -142,9 +146,20 @@ func (s *Store) PutStats(ctx context.Context, agent uuid.UUID, stats *agentpb.St
 	return s.putProto(ctx, agent.String()+partStats, stats)
 }
 
+// Stats returns it, and when it came; nil if there is none.
+func (s *Store) Stats(ctx context.Context, agent uuid.UUID) (*agentpb.Stats, time.Time, error) {
+	return getProto[agentpb.Stats](ctx, s, agent.String()+partStats)
+}
+
 // PutResources stores an agent's newest window of memory and disk usage.
 func (s *Store) PutResources(ctx context.Context, agent uuid.UUID, usage *agentpb.PushResourcesMonitoringUsageRequest) error {
 	return s.putProto(ctx, agent.String()+partResources, usage)
+}
+
+// Resources returns it; nil if there is none.
+func (s *Store) Resources(ctx context.Context, agent uuid.UUID) (*agentpb.PushResourcesMonitoringUsageRequest, error) {
+	usage, _, err := getProto[agentpb.PushResourcesMonitoringUsageRequest](ctx, s, agent.String()+partResources)
+	return usage, err
 }
 
 func (s *Store) putProto(ctx context.Context, key string, m proto.Message) error {
@@ -153,6 +168,51 @@ func (s *Store) putProto(ctx context.Context, key string, m proto.Message) error
 		return fmt.Errorf("cannot encode %s: %w", key, err)
 	}
 	return put(ctx, s, s.state, key, json.RawMessage(value))
+}
+
+// getProto returns the message of a key, and when it was written; nil if there is none.
+func getProto[M any, P interface {
+	*M
+	proto.Message
+}](ctx context.Context, s *Store, key string) (P, time.Time, error) {
+	entry, err := s.state.Get(ctx, key)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, time.Time{}, nil
+	}
+	if err != nil {
+		return nil, time.Time{}, s.explain("read "+s.state.Bucket(), err)
+	}
+	m := P(new(M))
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(entry.Value(), m); err != nil {
+		return nil, time.Time{}, fmt.Errorf("cannot decode %s: %w", key, err)
+	}
+	return m, entry.Created(), nil
+}
+
+// maxSessions is how many sessions of an agent are kept: enough to see who was there lately.
+const maxSessions = 100
+
+// UpdateSession changes one session of an agent, or adds it. change may run more than once.
+func (s *Store) UpdateSession(ctx context.Context, agent, id uuid.UUID, change func(*wire.Session)) error {
+	_, err := update(ctx, s, s.state, agent.String()+partSessions, func(newest *[]wire.Session) error {
+		i := slices.IndexFunc(*newest, func(known wire.Session) bool { return known.ID == id })
+		if i < 0 {
+			i = 0
+			*newest = append([]wire.Session{{ID: id}}, (*newest)[:min(len(*newest), maxSessions-1)]...)
+		}
+		change(&(*newest)[i])
+		return nil
+	})
+	return err
+}
+
+// Sessions returns the newest sessions of an agent, the newest first.
+func (s *Store) Sessions(ctx context.Context, agent uuid.UUID) ([]wire.Session, error) {
+	newest, _, err := get[[]wire.Session](ctx, s, s.state, agent.String()+partSessions)
+	if errors.Is(err, ErrNotFound) {
+		return []wire.Session{}, nil
+	}
+	return newest, err
 }
 
 // CreateLogSource stores a source of log lines; one that exists stays as it is.

@@ -511,13 +511,65 @@ func TestHistoryIsBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got, err := s.AppStatuses(ctx, agent, app, 2)
-	if err != nil || len(got) != 2 || got[0].Message != fmt.Sprint(historyDepth+9) {
-		t.Errorf("newest statuses: %v, %v", got, err)
+	newest, err := s.NewestStatuses(ctx, agent, app)
+	if err != nil || len(newest) != newestStatuses {
+		t.Errorf("newest statuses: %v, %v", newest, err)
 	}
-	all, err := s.AppStatuses(ctx, agent, app, 10000)
+	all, err := s.AppStatuses(ctx, agent, app)
 	if err != nil || len(all) != historyDepth {
 		t.Errorf("%d statuses are kept, want %d (%v)", len(all), historyDepth, err)
+	}
+	for i, status := range append(newest, all...) {
+		if want := fmt.Sprint(historyDepth + 9 - i%newestStatuses); i < 2*newestStatuses && status.Message != want {
+			t.Errorf("status %d is %q, want %q", i, status.Message, want)
+		}
+	}
+}
+
+func TestSessionsAreBounded(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	agent, ids := uuid.New(), make([]uuid.UUID, maxSessions+10)
+	for i := range ids {
+		ids[i] = uuid.New()
+		if err := s.UpdateSession(ctx, agent, ids[i], func(v *wire.Session) { v.Type = "ssh" }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What is known already is changed where it stands, however often that comes.
+	for range 2 {
+		if err := s.UpdateSession(ctx, agent, ids[len(ids)-2], func(v *wire.Session) { v.ExitCode = 7 }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := s.Sessions(ctx, agent)
+	if err != nil || len(got) != maxSessions {
+		t.Fatalf("%d sessions are kept, want %d (%v)", len(got), maxSessions, err)
+	}
+	want := []wire.Session{{ID: ids[len(ids)-1], Type: "ssh"}, {ID: ids[len(ids)-2], Type: "ssh", ExitCode: 7}}
+	if diff := cmp.Diff(want, got[:2]); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestNewestReports(t *testing.T) {
+	s, ctx := open(t, Options{}), t.Context()
+	agent := uuid.New()
+	if stats, _, err := s.Stats(ctx, agent); stats != nil || err != nil {
+		t.Errorf("before the first: %v, %v", stats, err)
+	}
+	before := time.Now().Add(-time.Second)
+	if err := s.PutStats(ctx, agent, &agentpb.Stats{RxBytes: 7}); err != nil {
+		t.Fatal(err)
+	}
+	if stats, at, err := s.Stats(ctx, agent); err != nil || stats.GetRxBytes() != 7 || at.Before(before) {
+		t.Errorf("%v, %v, %v", stats, at, err)
+	}
+	usage := &agentpb.PushResourcesMonitoringUsageRequest{Datapoints: make([]*agentpb.PushResourcesMonitoringUsageRequest_Datapoint, 0)}
+	if err := s.PutResources(ctx, agent, usage); err != nil {
+		t.Fatal(err)
+	}
+	if usage, err := s.Resources(ctx, agent); usage == nil || err != nil {
+		t.Errorf("%v, %v", usage, err)
 	}
 }
 
