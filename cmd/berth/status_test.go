@@ -12,7 +12,9 @@ import (
 	"github.com/berthd/berth/wire"
 )
 
-func berthPath(rest string) string { return "GET " + wire.PathBerth + "agents/" + agentID.String() + rest }
+func berthPath(rest string) string {
+	return "GET " + wire.PathBerth + "agents/" + agentID.String() + rest
+}
 
 // evilStatus has a text everywhere.
 func evilStatus(evil string) wire.StatusReport {
