@@ -375,7 +375,6 @@ func (c *Conn) take(f frame) error {
 // send sends what there is to send until the carrier breaks, which is an error, or the stream is over.
 func (c *Conn) send(k *carrier) error {
 	for {
-		buf := (*[chunkSize]byte)(nil)
 		c.mu.Lock()
 		for k.err == nil && !c.over() && !c.due() {
 			c.changed.Wait()
@@ -384,11 +383,14 @@ func (c *Conn) send(k *carrier) error {
 			c.mu.Unlock()
 			return err
 		}
-		buf = chunks.Get().(*[chunkSize]byte)
-		b := c.nextFrame(buf[:0])
+		buf := batches.Get().(*[batchSize]byte)
+		b := buf[:0]
+		for c.due() && len(b)+chunkSize <= batchSize {
+			b = c.nextFrame(b)
+		}
 		c.mu.Unlock()
 		_, err := k.Write(b)
-		chunks.Put(buf)
+		batches.Put(buf)
 		if err != nil {
 			return err
 		}
@@ -403,7 +405,7 @@ func (c *Conn) due() bool {
 	return c.asks || c.answers || news || c.next < c.sendable()
 }
 
-// nextFrame appends the next frame, and notes that it is sent. Acks come first: they are small and others wait for them.
+// nextFrame appends the next frame to b, which has room for the largest, and notes that it is sent. Acks come first: they are small and others wait for them.
 func (c *Conn) nextFrame(b []byte) []byte {
 	switch {
 	case c.asks || c.answers || c.next == c.sendable() || c.taken()-c.told >= uint64(c.window/4):
@@ -417,10 +419,11 @@ func (c *Conn) nextFrame(b []byte) []byte {
 		c.next++
 		return append(b, frameEnd)
 	}
-	n := c.out.copy(b[dataHeader:dataHeader+maxData], c.next)
+	at := len(b) + dataHeader
+	n := c.out.copy(b[at:at+maxData], c.next)
 	b = binary.BigEndian.AppendUint32(append(b, frameData), uint32(n))
 	c.next += uint64(n)
-	return b[:dataHeader+n]
+	return b[:at+n]
 }
 
 // ask wants a sign of life from the other side.

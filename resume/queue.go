@@ -8,6 +8,11 @@ const chunkSize = 32 << 10
 
 var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
+// batchSize bounds what is sent at once: what a connection of the mesh takes in one piece, and several frames.
+const batchSize = 4 * chunkSize
+
+var batches = sync.Pool{New: func() any { return new([batchSize]byte) }}
+
 // queue holds the bytes of a stream from start to end, by their numbers, in chunks that begin at multiples of
 // chunkSize. It takes memory for what it holds only. The zero value is an empty queue at the stream's beginning.
 type queue struct {
