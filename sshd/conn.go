@@ -57,7 +57,7 @@ func (s *Server) serveConn(life context.Context, raw net.Conn) {
 		HostSigners: []glssh.Signer{s.cfg.HostKey},
 		Version:     "berth",
 		ServerConfigCallback: func(glssh.Context) *ssh.ServerConfig {
-			return &ssh.ServerConfig{AuthLogCallback: func(_ ssh.ConnMetadata, _ string, err error) {
+			return &ssh.ServerConfig{Config: ssh.Config{Ciphers: ciphers}, AuthLogCallback: func(_ ssh.ConnMetadata, _ string, err error) {
 				if err == nil {
 					handshake.Stop()
 				}

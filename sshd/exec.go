@@ -3,7 +3,6 @@ package sshd
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"sync"
@@ -32,7 +31,7 @@ func (s *Server) startJob(cmd *exec.Cmd) (*job, error) {
 	s.jobs[j] = struct{}{}
 	s.mu.Unlock()
 	go func() {
-		cmd.Wait() // ProcessState holds what there is to know
+		shell.Wait(cmd) // ProcessState holds what there is to know
 		s.mu.Lock()
 		delete(s.jobs, j)
 		s.mu.Unlock()
@@ -104,16 +103,16 @@ func (s *session) exec(spec shell.Spec) (int, error) {
 	s.conn.run("stdin", func() {
 		stop := context.AfterFunc(s.conn.ctx, func() { pipes.stdin.Close() })
 		defer stop()
-		io.Copy(pipes.stdin, s.ch)
+		receive(pipes.stdin, s.ch)
 		pipes.stdin.Close()
 	})
 	var drain sync.WaitGroup
 	drain.Go(func() {
-		io.Copy(s.ch, pipes.stdout)
+		send(s.ch, pipes.stdout)
 		pipes.stdout.Close()
 	})
 	drain.Go(func() {
-		io.Copy(s.ch.Stderr(), pipes.stderr)
+		send(s.ch.Stderr(), pipes.stderr)
 		pipes.stderr.Close()
 	})
 	drained := make(chan struct{})

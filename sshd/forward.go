@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -83,11 +82,18 @@ func (c *connection) dial(nc ssh.NewChannel, network, address string) {
 		conn.Close()
 		return
 	}
-	c.join(conn, ch, reqs)
+	c.join(conn.(socket), ch, reqs)
+}
+
+// socket is what every TCP and Unix connection of package net is.
+type socket interface {
+	net.Conn
+	source
+	CloseWrite() error
 }
 
 // join copies both ways until both ends have said EOF or either is closed. The EOF of one end is passed on and leaves the other way open.
-func (c *connection) join(conn net.Conn, ch ssh.Channel, reqs <-chan *ssh.Request) {
+func (c *connection) join(conn socket, ch ssh.Channel, reqs <-chan *ssh.Request) {
 	defer conn.Close()
 	defer ch.Close()
 	stop := context.AfterFunc(c.ctx, func() { conn.Close() })
@@ -99,16 +105,14 @@ func (c *connection) join(conn net.Conn, ch ssh.Channel, reqs <-chan *ssh.Reques
 	})
 	var both sync.WaitGroup
 	both.Go(func() {
-		if _, err := io.Copy(conn, ch); err != nil {
+		if err := receive(conn, ch); err != nil {
 			conn.Close()
 			return
 		}
-		if half, ok := conn.(interface{ CloseWrite() error }); ok {
-			half.CloseWrite()
-		}
+		conn.CloseWrite()
 	})
 	both.Go(func() {
-		if _, err := io.Copy(ch, conn); err != nil {
+		if err := send(ch, conn); err != nil {
 			ch.Close() // not an EOF: the client is to see that the stream broke
 			return
 		}
@@ -298,5 +302,5 @@ func (c *connection) offer(conn *ssh.ServerConn, peer net.Conn, channel string, 
 	if err != nil {
 		return
 	}
-	c.join(peer, ch, reqs)
+	c.join(peer.(socket), ch, reqs)
 }
