@@ -136,6 +136,27 @@ func (l *lane[T]) newest() (value T, ok bool) {
 	return l.waiting[len(l.waiting)-1].value, true
 }
 
+// drop takes out the report of a key.
+func (l *lane[T]) drop(key string) {
+	l.mu.Lock()
+	l.waiting = slices.DeleteFunc(l.waiting, func(r report[T]) bool { return r.key == key })
+	l.changes++
+	l.mu.Unlock()
+	l.save()
+}
+
+// follow adds what another lane was left by an earlier process, made into other reports, and empties that.
+func (l *lane[T]) follow(other *lane[T], made func(T) T) {
+	if l.agent == uuid.Nil {
+		l.agent = other.agent
+	}
+	for _, left := range slices.Clone(other.waiting) {
+		l.put("", made(left.value))
+		other.drop(left.key)
+	}
+	l.found = l.stamp
+}
+
 // save brings the file up to what waits. Of several at once one writes for all.
 func (l *lane[T]) save() {
 	if l.shelf == nil {

@@ -72,6 +72,44 @@ func TestReportsOutliveTheProcess(t *testing.T) {
 	}
 }
 
+// TestSessionsOfAKilledProcessEnd: the next process says so, once, and not for another agent.
+func TestSessionsOfAKilledProcessEnd(t *testing.T) {
+	connection := func(id byte, action agentpb.Connection_Action) *agentpb.Connection {
+		return &agentpb.Connection{Id: []byte{id, 0xff}, Action: action, Type: agentpb.Connection_SSH, Ip: "127.0.0.1"}
+	}
+	dir := t.TempDir()
+	r := open(t, Config{Dir: dir})
+	r.For(sourceA)
+	for id := range byte(3) {
+		r.Connection(connection(id, agentpb.Connection_CONNECT))
+	}
+	r.Connection(connection(1, agentpb.Connection_DISCONNECT))
+	for _, tt := range []struct {
+		agent uuid.UUID
+		ends  []string
+	}{{sourceA, []string{"1 0 ", "0 255 berthd was killed", "2 255 berthd was killed"}}, {sourceB, nil}} {
+		left := killed(t, dir)
+		for range 2 { // what the first one says is not said again
+			r := open(t, Config{Dir: left})
+			r.For(tt.agent)
+			var ends []string
+			batch, _ := r.connections.peek()
+			for n := range r.connections.waiting {
+				if c := r.connections.waiting[n].value; c.GetAction() == agentpb.Connection_DISCONNECT {
+					ends = append(ends, fmt.Sprintf("%d %d %s", c.GetId()[0], c.GetStatusCode(), c.GetReason()))
+				}
+			}
+			if diff := cmp.Diff(tt.ends, ends); diff != "" {
+				t.Errorf("agent %s: ends (-want +got):\n%s", tt.agent, diff)
+			}
+			if tt.agent == sourceB && len(batch) > 0 {
+				t.Errorf("another agent's connections wait: %v", batch)
+			}
+			left = killed(t, left)
+		}
+	}
+}
+
 // TestStateOfAnEarlierProcessIsNotRepeated: berthd says after each crash how its start scripts ended.
 func TestStateOfAnEarlierProcessIsNotRepeated(t *testing.T) {
 	dir := t.TempDir()

@@ -2,6 +2,7 @@ package reporter
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -40,6 +41,8 @@ const (
 	maxConnections = 2048
 	// maxKept bounds the other kinds of report; a workspace has far fewer scripts, apps or keys.
 	maxKept = 1024
+	// cutOffStatus is the exit code of a session that was cut off, as SSH clients have it.
+	cutOffStatus = 255
 	// metadataPause is the least time between two metadata calls.
 	metadataPause = time.Second
 	// statusPace is the least time between two statuses of one app: a person reads no more of them, and a
@@ -79,6 +82,7 @@ type Reporter struct {
 	metadata    *lane[*agentpb.Metadata]
 	timings     *lane[*agentpb.Timing]
 	connections *lane[*agentpb.Connection]
+	present     *lane[*agentpb.Connection] // connections that have not ended; sent by nobody
 	resources   *lane[*agentpb.PushResourcesMonitoringUsageRequest]
 
 	progress broadcast
@@ -177,6 +181,8 @@ func (r *Reporter) makeLanes(dir string, cfg Config) {
 			return err
 		},
 	})
+	r.present = newLane(r, dir, kind[*agentpb.Connection]{name: "open connections", file: "present", bound: maxConnections})
+	r.connections.follow(r.present, cutOff)
 	r.resources = newLane(r, dir, kind[*agentpb.PushResourcesMonitoringUsageRequest]{
 		name: "resource usage", since: 4, bound: 1,
 		call: func(ctx context.Context, on link, batch []*agentpb.PushResourcesMonitoringUsageRequest) error {
@@ -201,7 +207,7 @@ func (r *Reporter) Backlog() int64 { return r.spool.backlog() }
 // dropped.
 func (r *Reporter) For(agent uuid.UUID) {
 	r.spool.belongTo(agent)
-	for _, l := range r.lanes() {
+	for _, l := range append(r.lanes(), r.present) {
 		l.belongTo(agent)
 	}
 }
@@ -255,8 +261,26 @@ func (r *Reporter) Metadata(key string, result *agentpb.WorkspaceAgentMetadata_R
 // ScriptCompleted reports one run of a script.
 func (r *Reporter) ScriptCompleted(timing *agentpb.Timing) { r.timings.put("", timing) }
 
-// Connection reports that a session was opened or has ended.
-func (r *Reporter) Connection(connection *agentpb.Connection) { r.connections.put("", connection) }
+// Connection reports that a session was opened or has ended. The end of those that this process leaves open
+// is reported by the next one.
+func (r *Reporter) Connection(connection *agentpb.Connection) {
+	r.connections.put("", connection)
+	key := hex.EncodeToString(connection.GetId())
+	if connection.GetAction() == agentpb.Connection_CONNECT {
+		r.present.put(key, connection)
+	} else {
+		r.present.drop(key)
+	}
+}
+
+// cutOff is the end of a connection that an earlier process had.
+func cutOff(began *agentpb.Connection) *agentpb.Connection {
+	reason := "berthd was killed"
+	return &agentpb.Connection{
+		Id: began.GetId(), Action: agentpb.Connection_DISCONNECT, Type: began.GetType(), Ip: began.GetIp(),
+		Timestamp: timestamppb.Now(), StatusCode: cutOffStatus, Reason: &reason,
+	}
+}
 
 // channel is one kind of report on its way.
 type channel interface {
@@ -286,7 +310,7 @@ func (r *Reporter) lanes() []reports {
 }
 
 func (r *Reporter) syncReports() {
-	for _, l := range r.lanes() {
+	for _, l := range append(r.lanes(), r.present) {
 		l.sync()
 	}
 }
