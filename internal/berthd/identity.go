@@ -71,16 +71,16 @@ func (s *identitySettings) handedOver(log *slog.Logger) identity.Source {
 	return nil
 }
 
-// onRefused says what a refused token leads to. Unless told otherwise, these stay: process 1, which
-// would take the container, and with it the terminals, along; and an agent that a stock start script
+// onRefused says what a refused token leads to. Unless told otherwise, these stay: one whose end is that
+// of its container, and with it of the terminals; and an agent that a stock start script
 // started, since nothing starts it again. A stock server refuses its token while the next build runs,
 // and takes the same one afterwards where a prebuilt workspace was claimed.
-func (s *settings) onRefused(pid int) agent.RefusedPolicy {
+func (s *settings) onRefused(endsContainer bool) agent.RefusedPolicy {
 	exit := s.identity.exitOnRefused
 	switch {
 	case exit != nil && *exit:
 		return agent.ExitWhenRefused
-	case exit != nil || pid == 1 || s.stock:
+	case exit != nil || endsContainer || s.stock:
 		return agent.StayWhenRefused
 	}
 	return agent.ExitWhenLost

@@ -32,6 +32,9 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	if err != nil {
 		return err
 	}
+	if p.isInit() && !s.noReap {
+		return runInit(whole, p.env.list())
+	}
 	if p.env["GOMEMLIMIT"] == "" {
 		debug.SetMemoryLimit(tailnet.MemoryLimit)
 	}
@@ -55,7 +58,7 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 
 	ctx, release := withSignals(ctx, s.stock, log)
 	defer release()
-	cfg, exchange, err := s.agentConfig(ctx, log, func(e agent.Event) {
+	cfg, exchange, err := s.agentConfig(ctx, log, p.endsContainer(), func(e agent.Event) {
 		steps.tell(e)
 		systemd.tell(e)
 	})
@@ -122,7 +125,7 @@ func (s *settings) openState(log *slog.Logger) (*agent.State, error) {
 
 // agentConfig turns settings into what the agent takes, checked. The exchanger that its identity uses
 // has no proof key yet.
-func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(agent.Event)) (agent.Config, *identity.Exchanger, error) {
+func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, endsContainer bool, tell func(agent.Event)) (agent.Config, *identity.Exchanger, error) {
 	server, err := s.reach(ctx)
 	if err != nil {
 		return agent.Config{}, nil, err
@@ -130,7 +133,7 @@ func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(
 	exchange := exchanger(server)
 	cfg := agent.Config{
 		Server:    server,
-		OnRefused: s.onRefused(os.Getpid()),
+		OnRefused: s.onRefused(endsContainer),
 		Dirs:      agent.Dirs{Logs: s.dirs.logs, ScriptData: s.dirs.scriptData},
 		Services: agent.Services{
 			SSHMaxTimeout:            s.services.sshMaxTimeout,
@@ -159,7 +162,7 @@ func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, tell func(
 // prepareEnvironment makes the process environment what children may inherit: no credentials of
 // ours, nothing by which they could speak to systemd for us, and the way to report to us.
 func prepareEnvironment(socket string) error {
-	for _, name := range []string{envToken, envTokenFallback, identity.EnvCredentials, "BERTH_HEADER", "CODER_AGENT_HEADER", envNotify, envWatchdog, envWatchdogPID} {
+	for _, name := range []string{envToken, envTokenFallback, identity.EnvCredentials, "BERTH_HEADER", "CODER_AGENT_HEADER", envNotify, envWatchdog, envWatchdogPID, envInit} {
 		if err := os.Unsetenv(name); err != nil {
 			return fmt.Errorf("cannot clear %s: %w", name, err)
 		}

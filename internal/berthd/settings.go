@@ -29,6 +29,8 @@ type settings struct {
 	output   outputSettings
 	// stock tells that berthd was started as the stock agent is. The scripts that do so start it once.
 	stock bool
+	// noReap keeps process 1 from being an init.
+	noReap bool
 	// ignored are the stock agent's flags that were given and have no effect.
 	ignored []string
 }
@@ -220,6 +222,9 @@ var options = []option{
 	{name: "block-local-port-forwarding", env: "BERTH_BLOCK_LOCAL_PORT_FORWARDING", fallback: "CODER_AGENT_BLOCK_LOCAL_PORT_FORWARDING", stock: "block-local-port-forwarding",
 		usage: "refuse ssh -L",
 		bind:  toggle(func(s *settings) *bool { return &s.services.blockLocal })},
+	{name: "no-reap", env: "BERTH_NO_REAP", stock: "no-reap",
+		usage: "as process 1 of a container, do not be an init that waits for orphans and has berthd as its child",
+		bind:  toggle(func(s *settings) *bool { return &s.noReap })},
 	{name: "subsystem", env: "BERTH_SUBSYSTEM", fallback: "CODER_AGENT_SUBSYSTEM",
 		usage: "what berthd runs inside of: envbox, envbuilder, exectrace, separated by commas",
 		bind:  text(func(s *settings) *string { return &s.output.subsystem }, "")},
@@ -257,7 +262,6 @@ var options = []option{
 // leftOut are the stock agent's flags that have no counterpart; docs/settings.md says why. The verb
 // agent takes them, and does not do what they ask for.
 var leftOut = []string{
-	"no-reap",
 	"devcontainers-project-discovery-enable",
 	"devcontainers-discovery-autostart-enable",
 	"socket-server-enabled",

@@ -65,7 +65,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 		"terminal-idle-timeout": "9m", "named-terminal-idle-timeout": "24h", "ssh-terminal-grace": "11m", "terminal-scrollback": "500",
 		"tailnet-listen-port": "4242", "relay-only": "1", "block-file-transfer": "true", "block-reverse-port-forwarding": "true",
 		"block-local-port-forwarding": "true", "subsystem": "envbox", "log-format": "json",
-		"tailnet-debug": "true", "devcontainers": "false", "coder-command": "true", "log-level": "debug",
+		"tailnet-debug": "true", "devcontainers": "false", "coder-command": "true", "no-reap": "true", "log-level": "debug",
 	}
 	for _, o := range options {
 		value := values[o.name]
@@ -150,7 +150,7 @@ func TestStockFlags(t *testing.T) {
 	if s.server.url != "https://flag" || s.server.header.Get("X-A") != "1" || s.output.pprof != "127.0.0.1:6060" || s.services.devcontainers {
 		t.Errorf("settings %+v", s)
 	}
-	if diff := cmp.Diff([]string{"no-reap", "socket-path", "socket-server-enabled"}, s.ignored); diff != "" {
+	if diff := cmp.Diff([]string{"socket-path", "socket-server-enabled"}, s.ignored); diff != "" {
 		t.Errorf("ignored (-want +got):\n%s", diff)
 	}
 	if _, err := parseSettings(args, env, false); err == nil {
@@ -411,23 +411,23 @@ func TestSources(t *testing.T) {
 func TestOnRefused(t *testing.T) {
 	for name, tt := range map[string]struct {
 		args  []string
-		pid   int
+		ends  bool
 		stock bool
 		want  agent.RefusedPolicy
 	}{
-		"nothing said":             {nil, 7, false, agent.ExitWhenLost},
-		"process 1":                {nil, 1, false, agent.StayWhenRefused},
-		"as stock scripts do":      {nil, 7, true, agent.StayWhenRefused},
-		"exit":                     {[]string{"--exit-on-refused"}, 7, false, agent.ExitWhenRefused},
-		"process 1 shall exit":     {[]string{"--exit-on-refused=true"}, 1, false, agent.ExitWhenRefused},
-		"a stock agent shall exit": {[]string{"--exit-on-refused"}, 7, true, agent.ExitWhenRefused},
-		"stay":                     {[]string{"--exit-on-refused=false"}, 7, false, agent.StayWhenRefused},
+		"nothing said":             {nil, false, false, agent.ExitWhenLost},
+		"in a container":           {nil, true, false, agent.StayWhenRefused},
+		"as stock scripts do":      {nil, false, true, agent.StayWhenRefused},
+		"exit":                     {[]string{"--exit-on-refused"}, false, false, agent.ExitWhenRefused},
+		"a container shall exit":   {[]string{"--exit-on-refused=true"}, true, false, agent.ExitWhenRefused},
+		"a stock agent shall exit": {[]string{"--exit-on-refused"}, false, true, agent.ExitWhenRefused},
+		"stay":                     {[]string{"--exit-on-refused=false"}, false, false, agent.StayWhenRefused},
 	} {
 		s, err := parseSettings(tt.args, environment{"HOME": "/home/x"}, tt.stock)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := s.onRefused(tt.pid); got != tt.want {
+		if got := s.onRefused(tt.ends); got != tt.want {
 			t.Errorf("%s: policy %d, want %d", name, got, tt.want)
 		}
 	}
