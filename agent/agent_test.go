@@ -270,6 +270,24 @@ func (r *runner) end() {
 	}
 }
 
+// restart has the agent leave to be started again, and ends its terminal host, which would live on.
+func (r *runner) restart() {
+	r.t.Helper()
+	socket, err := SocketPath(r.state.dir, "ptyhost.sock")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.stop(ErrRestart)
+	r.await(StepStopped)
+	if _, err := ptyhost.Dial(socket).List(r.t.Context()); err != nil {
+		r.t.Errorf("the terminals' process is gone after a restart: %v", err)
+	}
+	if err := ptyhost.Dial(socket).Shutdown(r.t.Context()); err != nil {
+		r.t.Error(err)
+	}
+	r.end()
+}
+
 // shortDir is short enough for a socket in it.
 func shortDir(t *testing.T) string {
 	t.Helper()
@@ -347,20 +365,7 @@ func TestAgentRestart(t *testing.T) {
 	s := newServer(t, workspace(dir))
 	r := run(t, s, filepath.Join(dir, "s"))
 	r.await(StepReady)
-	// A terminal in the host, which a restart must leave alone. The test's own is told to end here.
-	socket, err := SocketPath(r.state.dir, "ptyhost.sock")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.stop(ErrRestart)
-	r.await(StepStopped)
-	if _, err := ptyhost.Dial(socket).List(t.Context()); err != nil {
-		t.Errorf("the terminals' process is gone after a restart: %v", err)
-	}
-	if err := ptyhost.Dial(socket).Shutdown(t.Context()); err != nil {
-		t.Error(err)
-	}
-	r.end()
+	r.restart()
 	if n := lines(filepath.Join(dir, "stops")); n != 0 {
 		t.Errorf("stop scripts ran %d times for a restart", n)
 	}

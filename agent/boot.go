@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/wire/agentpb"
 )
@@ -54,20 +55,40 @@ func loadStartup(s *State, boot string, id uuid.UUID) (startup, bool) {
 	return last, last.Boot == boot && last.AgentID == id
 }
 
-// save replaces the note in one step, so that a crash leaves the old or the new one.
+// save replaces the note.
 func (u startup) save(s *State) error {
 	data, err := json.Marshal(u)
 	if err != nil {
 		return fmt.Errorf("cannot note that start scripts ran: %w", err)
 	}
-	next := s.Path(startupFile + ".new")
-	if err := os.WriteFile(next, data, 0o600); err != nil {
-		return fmt.Errorf("cannot note that start scripts ran: %w", err)
-	}
-	if err := os.Rename(next, s.Path(startupFile)); err != nil {
+	if err := s.replace(startupFile, data); err != nil {
 		return fmt.Errorf("cannot note that start scripts ran: %w", err)
 	}
 	return nil
+}
+
+// manifestFile holds the manifest in force, for a berthd that is told to stop before it has met its server again.
+const manifestFile = "manifest"
+
+// saveManifest notes a manifest, without its secrets: they are not to lie on the disk.
+func saveManifest(s *State, m *agentpb.Manifest) error {
+	m = proto.CloneOf(m)
+	m.Secrets = nil
+	data, err := proto.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("cannot note the manifest: %w", err)
+	}
+	if err := s.replace(manifestFile, data); err != nil {
+		return fmt.Errorf("cannot note the manifest: %w", err)
+	}
+	return nil
+}
+
+// loadManifest returns the manifest that was noted; false if there is none that can be read.
+func loadManifest(s *State) (*agentpb.Manifest, bool) {
+	data, err := os.ReadFile(s.Path(manifestFile))
+	m := &agentpb.Manifest{}
+	return m, err == nil && proto.Unmarshal(data, m) == nil
 }
 
 // forgetStartup drops the note: the workspace was stopped, and starts anew next time.

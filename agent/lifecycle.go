@@ -31,6 +31,7 @@ func (a *agent) runOpen(ctx context.Context) error {
 // stop scripts run while sessions are ended and peers told; the stage ends after both.
 func (a *agent) runWorkspace(ctx context.Context) error {
 	if _, ok := a.serving.wait(ctx); !ok {
+		a.stopUnopened()
 		return nil
 	}
 	m := a.first.value
@@ -133,6 +134,24 @@ func (a *agent) inTime(step time.Duration) time.Duration {
 	default: // nothing was open yet
 		return step
 	}
+}
+
+// stopUnopened runs the stop scripts of a workspace that a berthd before us started in this boot, and that we could not open: the server is away,
+// most likely.
+func (a *agent) stopUnopened() {
+	m, ok := loadManifest(a.cfg.State)
+	if !ok || a.restarting() {
+		return
+	}
+	if _, ran := loadStartup(a.cfg.State, bootID(), optionalID(m.GetAgentId())); !ran {
+		return // it was not started
+	}
+	if a.manifest.Load() == nil {
+		a.shell.Update(m, a.token())
+	}
+	a.reporter.Lifecycle(agentpb.Lifecycle_SHUTTING_DOWN)
+	a.scripts.Adopt(a.ownScripts(m))
+	a.stopWorkspace()
 }
 
 // remember notes what became of the start scripts. Without the note they run again after a crash.

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"bytes"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -9,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/berthd/berth/wire/agentpb"
 )
 
 // TestShutdownStates: how the stop scripts did is what the workspace ends as, and it is told.
@@ -95,4 +99,58 @@ func TestStopWithTheServerGone(t *testing.T) {
 	again := run(t, back, filepath.Join(dir, "s"))
 	back.await(t, "what the stop script said", func() bool { return slices.Contains(back.logs, "stopped") })
 	again.end()
+}
+
+// TestStopOfOneThatNeverMetItsServer: a berthd that was restarted, and then told to stop while the server was away, runs the stop scripts all the same.
+func TestStopOfOneThatNeverMetItsServer(t *testing.T) {
+	if bootID() == "" {
+		t.Skip("this system does not tell one boot from another")
+	}
+	dir := shortDir(t)
+	m := workspace(dir)
+	m.EnvironmentVariables = map[string]string{"PLANET": "earth"}
+	m.Secrets = []*agentpb.WorkspaceSecret{{EnvName: "KEY", Value: []byte("planted-secret")}}
+	m.Scripts[1].Script += "; echo stopped on $PLANET with $CODER_AGENT_TOKEN"
+	s := newServer(t, m)
+	first := run(t, s, filepath.Join(dir, "s"))
+	first.await(StepReady)
+	s.await(t, "the log of the start", func() bool { return len(s.logs) > 0 })
+	first.restart()
+	s.http.Close()
+	second := run(t, s, filepath.Join(dir, "s"))
+	second.await(StepTrouble)
+	noted, err := os.ReadFile(second.state.Path(manifestFile))
+	if err != nil || bytes.Contains(noted, []byte("planted-secret")) {
+		t.Errorf("the noted manifest has a secret, %v", err)
+	}
+	second.end()
+	if n := lines(filepath.Join(dir, "stops")); n != 1 {
+		t.Errorf("the stop script ran %d times, want once", n)
+	}
+
+	back := newServer(t, m)
+	third := run(t, back, filepath.Join(dir, "s"))
+	third.await(StepReady)
+	back.await(t, "what the stop script said", func() bool { return slices.Contains(back.logs, "stopped on earth with token") })
+	third.end()
+	if n := lines(filepath.Join(dir, "starts")); n != 2 {
+		t.Errorf("start scripts ran %d times, want again after a stop", n)
+	}
+}
+
+// TestStopOfOneThatWasNeverStarted: where no start script has run in this boot there is nothing to stop.
+func TestStopOfOneThatWasNeverStarted(t *testing.T) {
+	dir := shortDir(t)
+	m := workspace(dir)
+	s := newServer(t, m)
+	s.http.Close()
+	r := run(t, s, filepath.Join(dir, "s"))
+	if err := saveManifest(r.state, m); err != nil {
+		t.Fatal(err)
+	}
+	r.await(StepTrouble)
+	r.end()
+	if n := lines(filepath.Join(dir, "stops")); n != 0 {
+		t.Errorf("the stop script ran %d times", n)
+	}
 }

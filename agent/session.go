@@ -117,6 +117,9 @@ func (a *agent) takeManifest(ctx context.Context, api agentpb.DRPCAgentClient) (
 // inForce lets everybody know of a manifest, once its secrets are where scripts look for them.
 func (a *agent) inForce(ctx context.Context, m *agentpb.Manifest) {
 	writeSecrets(m.GetSecrets(), a.shell.Home(), a.log)
+	if err := saveManifest(a.cfg.State, m); err != nil && a.manifest.Load() == nil {
+		a.log.Warn("stop scripts will not run should berthd be restarted and stopped while the server is away", "error", err)
+	}
 	if a.manifest.Swap(m) == nil {
 		a.first.set(m)
 	} else {

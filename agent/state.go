@@ -67,6 +67,15 @@ func (s *State) writeHolder() error {
 // Path returns the path of a file in the directory.
 func (s *State) Path(name string) string { return filepath.Join(s.dir, name) }
 
+// replace gives a file of the directory another content in one step: a crash leaves the old or the new one.
+func (s *State) replace(name string, data []byte) error {
+	next := s.Path(name + ".new")
+	if err := os.WriteFile(next, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, s.Path(name))
+}
+
 // Close lets go of the directory.
 func (s *State) Close() error { return s.lock.Close() }
 
