@@ -63,7 +63,7 @@ A lost connection comes back by itself. The exit code is that of the program in 
 	rename := flags.String("rename", "", "give SESSION another name")
 	closing := flags.Bool("close", false, "end SESSION and its program")
 	output := outputFlag(cmd)
-	wait := waitFlag(cmd)
+	wait, now := waitFlag(cmd), nowFlag(cmd)
 	cmd.MarkFlagsMutuallyExclusive("list", "rename", "close")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		name, session := args[0], ""
@@ -92,7 +92,7 @@ A lost connection comes back by itself. The exit code is that of the program in 
 		case !term.IsTerminal(int(p.in.Fd())) || !term.IsTerminal(int(p.out.Fd())):
 			return errors.New("cannot open a terminal: standard input and output must be one; for a pipe use \"berth ssh\"")
 		}
-		m, err := p.reach(cmd.Context(), name, *wait)
+		m, err := p.enter(cmd.Context(), name, *wait, *now)
 		if err != nil {
 			return err
 		}

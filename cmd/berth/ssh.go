@@ -59,7 +59,7 @@ before or after NAME; the first word that is none begins COMMAND.`,
 	tty := cmd.Flags().BoolP("tty", "t", false, "use a terminal for a command too")
 	noTTY := cmd.Flags().BoolP("no-tty", "T", false, "never use a terminal")
 	stdio := cmd.Flags().Bool("stdio", false, "carry an SSH connection over standard input and output, as a ProxyCommand")
-	wait := waitFlag(cmd)
+	wait, now := waitFlag(cmd), nowFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		name, command := args[0], args[1:]
 		if len(command) > 0 && strings.HasPrefix(command[0], "-") {
@@ -85,11 +85,11 @@ before or after NAME; the first word that is none begins COMMAND.`,
 			if in.name != "" {
 				return usageError(cmd, errors.New("cannot go into a container with --stdio: give the SSH client -o SetEnv=CODER_CONTAINER=NAME"))
 			}
-			return p.sshStdio(cmd.Context(), name, *wait)
+			return p.sshStdio(cmd.Context(), name, *wait, *now)
 		}
 		terminal := !*noTTY && (*tty || len(command) == 0) &&
 			term.IsTerminal(int(p.in.Fd())) && term.IsTerminal(int(p.out.Fd()))
-		return p.ssh(cmd.Context(), name, in, commandLine(command), terminal, *wait)
+		return p.ssh(cmd.Context(), name, in, commandLine(command), terminal, *wait, *now)
 	}
 	return cmd
 }
@@ -108,8 +108,8 @@ func commandLine(words []string) string {
 }
 
 // ssh runs a command, or a login shell if it is empty, and ends as that does.
-func (p *program) ssh(ctx context.Context, name string, in inContainer, command string, terminal bool, wait time.Duration) error {
-	m, err := p.reach(ctx, name, wait)
+func (p *program) ssh(ctx context.Context, name string, in inContainer, command string, terminal bool, wait time.Duration, now bool) error {
+	m, err := p.enter(ctx, name, wait, now)
 	if err != nil {
 		return &exitError{exitTransport, err}
 	}
@@ -351,10 +351,10 @@ func terminalType() string {
 }
 
 // sshStdio carries the bytes of an SSH connection, for another SSH client.
-func (p *program) sshStdio(ctx context.Context, name string, wait time.Duration) error {
+func (p *program) sshStdio(ctx context.Context, name string, wait time.Duration, now bool) error {
 	ctx, stop := untilInterrupt(ctx)
 	defer stop()
-	m, err := p.reach(ctx, name, wait)
+	m, err := p.enter(ctx, name, wait, now)
 	if err != nil {
 		return &exitError{exitTransport, err}
 	}
