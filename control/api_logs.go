@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -254,7 +255,9 @@ func (s *Server) textLogs(w http.ResponseWriter, r *http.Request, a store.Agent,
 			if name := sources[e.SourceID].DisplayName; name != "" {
 				origin += "|" + name
 			}
-			if _, err := fmt.Fprintf(w, "%s [%s] [%s] %s\n", e.CreatedAt.Format(time.RFC3339), e.Level, origin, e.Output); err != nil {
+			// Behind a carriage return it would write over its own beginning, which says whose line it is.
+			output := strings.ReplaceAll(e.Output, "\r", " ")
+			if _, err := fmt.Fprintf(w, "%s [%s] [%s] %s\n", e.CreatedAt.Format(time.RFC3339), e.Level, origin, output); err != nil {
 				return
 			}
 		}

@@ -152,7 +152,7 @@ func TestTextLogs(t *testing.T) {
 	id, token := x.declared("demo")
 	source := uuid.NewString()
 	x.call("POST", "/api/v2/workspaceagents/me/log-source", fmt.Sprintf(`{"id":%q,"display_name":"\u001b[2JBuild\u0007"}`, source), as(token)...)
-	hostile := "a\x1b[31mred\x1b[0m\x1b[2J\x1b]0;title\x07\u0000 <b>"
+	hostile := "a\x1b[31mred\x1b[0m\x1b[2J\x1b]0;title\x07\u0000 <b>\u202e\u2066x\u2028y\rz"
 	body, err := json.Marshal(wire.PatchLogs{LogSourceID: uuid.MustParse(source), Logs: []wire.PatchLog{{Output: hostile, Level: "error"}}})
 	if err != nil {
 		t.Fatal(err)
@@ -165,7 +165,7 @@ func TestTextLogs(t *testing.T) {
 	}
 	_, text := x.call("GET", "/api/v2/workspaceagents/"+id.String()+"/logs?format=text", "", x.asUser()...)
 	lines := strings.Split(text, "\n")
-	if len(lines) != 3 || !strings.HasSuffix(lines[0], " [error] [agent.demo|Build] a\x1b[31mred\x1b[0m❌ <b>") ||
+	if len(lines) != 3 || !strings.HasSuffix(lines[0], " [error] [agent.demo|Build] a\x1b[31mred\x1b[0m❌ <b>x y z") ||
 		!strings.HasSuffix(lines[1], " [info] [agent.demo|External] external line") {
 		t.Errorf("%q", text)
 	}

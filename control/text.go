@@ -21,8 +21,8 @@ var sgr = regexp.MustCompile(`^\x1b\[[0-9;:]*m`)
 
 // logText makes a line of output fit to be stored and shown: invalid UTF-8 and NUL become a visible
 // mark, as on stock servers. Of control characters only tab, carriage return and colour sequences
-// stay, and a line break within becomes a space; the others move a reader's cursor, set his window title or
-// write to his clipboard.
+// stay, and a line break within becomes a space; the others move a reader's cursor, set his window title,
+// write to his clipboard, or let him read a line in another order than it was written in.
 func logText(line string) string {
 	line = strings.ReplaceAll(strings.ToValidUTF8(strings.TrimSuffix(line, "\n"), unreadable), "\x00", unreadable)
 	if !strings.ContainsFunc(line, isControl) {
@@ -35,7 +35,7 @@ func logText(line string) string {
 		switch {
 		case !isControl(r):
 			b.WriteString(line[i : i+size])
-		case r == '\n':
+		case r == '\n' || r == lineSeparator || r == paragraphSeparator:
 			b.WriteByte(' ') // what follows shall not pass for a line of its own
 		case r == '\x1b':
 			if keep := sgr.FindString(line[i:]); keep != "" {
@@ -50,7 +50,19 @@ func logText(line string) string {
 	return b.String()
 }
 
-func isControl(r rune) bool { return unicode.IsControl(r) && r != '\t' && r != '\r' }
+const lineSeparator, paragraphSeparator = '\u2028', '\u2029'
+
+func isControl(r rune) bool {
+	switch {
+	case r == '\t' || r == '\r':
+		return false
+	case '\u202a' <= r && r <= '\u202e', '\u2066' <= r && r <= '\u2069': // what sets a direction for all that follows
+		return true
+	case r == lineSeparator || r == paragraphSeparator:
+		return true
+	}
+	return unicode.IsControl(r)
+}
 
 // escapeLength is how many bytes the escape sequence at the start of s takes: at least the escape
 // itself, at most all of s.

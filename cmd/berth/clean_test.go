@@ -33,6 +33,9 @@ func TestCleanLog(t *testing.T) {
 		{"\x1b[1;32mok\x1b[0m done\r\n", "ok done"},
 		{"10%\r20%\r30%", "10% 20% 30%"},
 		{"\x1b]0;title\x07x", `\x1b]0;title\x07x`},
+		{"\x1b]52;c;ZXZpbA==\x1b\\x", `\x1b]52;c;ZXZpbA==\x1b\x`},
+		{"safe\u202eexe.\u2066x\u2028y", `safe\u202eexe.\u2066x\u2028y`},
+		{"a\x1b[2J\x1b[1Ab", `a\x1b[2J\x1b[1Ab`},
 	} {
 		if got := cleanLog(tt.in); got != tt.want {
 			t.Errorf("cleanLog(%q) = %q, want %q", tt.in, got, tt.want)
