@@ -80,9 +80,14 @@ func (m *Masker) Bytes(text []byte) []byte {
 	var shown []byte
 	from := 0
 	for i := 0; i < len(text); {
+		candidates := at[text[i]]
+		if candidates == nil {
+			i++
+			continue
+		}
 		length := 0
-		for _, secret := range at[text[i]] {
-			if len(text)-i >= len(secret) && string(text[i:i+len(secret)]) == secret {
+		for _, secret := range candidates {
+			if len(text)-i >= len(secret) && text[i+1] == secret[1] && string(text[i:i+len(secret)]) == secret {
 				length = len(secret)
 				break
 			}

@@ -39,21 +39,22 @@ type cutter struct {
 // feed passes each line that p completes, cleaned, to emit, which must not keep it.
 func (c *cutter) feed(p []byte, emit func([]byte)) {
 	for len(p) > 0 {
-		i := bytes.IndexAny(p, "\r\n")
-		if i < 0 {
-			c.add(p)
-			return
+		line, rest, ended := bytes.Cut(p, []byte("\n"))
+		for more := true; more; {
+			var text []byte
+			text, line, more = bytes.Cut(line, []byte("\r"))
+			if len(text) > 0 {
+				c.add(text)
+			}
+			if more {
+				c.cr, c.begun = true, true
+			}
 		}
-		if i > 0 {
-			c.add(p[:i])
-		}
-		if p[i] == '\n' {
+		if ended {
 			c.begun = true
 			c.end(emit)
-		} else {
-			c.cr, c.begun = true, true
 		}
-		p = p[i+1:]
+		p = rest
 	}
 }
 

@@ -14,9 +14,10 @@ import (
 )
 
 const (
-	// chunkSize is how much of the spool is sent at once. Records are larger than what the protocol
+	// chunkSize is how much of the spool is sent at once: little enough for a slow link within [callTimeout],
+	// and enough that what a batch costs by itself is little. Records are larger than what the protocol
 	// counts for them, so every batch stays well under its limit.
-	chunkSize = 256 << 10
+	chunkSize = 512 << 10
 	// batchPause lets lines gather while a source is busy; a line after a quiet time goes at once.
 	batchPause = 50 * time.Millisecond
 )
@@ -44,7 +45,9 @@ func (c chunk) plan(expected func(stream) (uint64, bool)) (runs []run, done map[
 		}
 		runs[i].logs = append(runs[i].logs, entry)
 	}
-	for _, r := range c.records {
+	lines := make([]agentpb.Log, len(c.records)) // one allocation for all of them
+	var at *timestamppb.Timestamp                // lines that were written at once share theirs
+	for i, r := range c.records {
 		want := r.sequence
 		if last, ok := done[r.source]; ok {
 			want = last + 1
@@ -55,7 +58,9 @@ func (c chunk) plan(expected func(stream) (uint64, bool)) (runs []run, done map[
 		if r.kind == kindGap {
 			missing, cause = r.last(), "the server was away for longer than there was room to keep them"
 		}
-		at := timestamppb.New(r.time)
+		if i == 0 || !r.time.Equal(c.records[i-1].time) {
+			at = timestamppb.New(r.time)
+		}
 		if missing >= want {
 			emit(r.source, want, &agentpb.Log{
 				CreatedAt: at, Level: agentpb.Log_WARN,
@@ -63,7 +68,9 @@ func (c chunk) plan(expected func(stream) (uint64, bool)) (runs []run, done map[
 			})
 		}
 		if r.kind == kindLine && r.sequence >= want {
-			emit(r.source, r.sequence, &agentpb.Log{CreatedAt: at, Level: r.level, Output: string(r.text)})
+			line := &lines[i]
+			line.CreatedAt, line.Level, line.Output = at, r.level, string(r.text)
+			emit(r.source, r.sequence, line)
 		}
 		done[r.source] = max(want-1, r.last())
 	}

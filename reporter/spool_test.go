@@ -22,6 +22,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
+	"github.com/berthd/berth/mask"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
@@ -564,19 +565,25 @@ func TestDeliveredSegmentsAreRemoved(t *testing.T) {
 	}
 }
 
+// BenchmarkWriter writes lines of 100 bytes: as a busy pipe gives them, 64 KiB at once, and one by one, as a script gives
+// them whose output is read as fast as it comes.
 func BenchmarkWriter(b *testing.B) {
-	r, err := Open(Config{Dir: b.TempDir()})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer r.Close()
-	w := r.Writer(sourceA, agentpb.Log_INFO)
-	// What a busy pipe gives at once: 64 KiB of lines of 100 bytes.
-	part := bytes.Repeat([]byte(strings.Repeat("x", 99)+"\n"), 655)
-	b.SetBytes(int64(len(part)))
-	for b.Loop() {
-		if _, err := w.Write(part); err != nil {
-			b.Fatal(err)
-		}
+	line := strings.Repeat("x", 99) + "\n"
+	for _, lines := range []int{1, 655} {
+		b.Run(strconv.Itoa(lines), func(b *testing.B) {
+			r, err := Open(Config{Dir: b.TempDir(), Mask: mask.New("4a1e5bb4-57a7-4c1c-94ac-2b80e5b5e7a1", "s3cret-value")})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer r.Close()
+			w := r.Writer(sourceA, agentpb.Log_INFO)
+			part := []byte(strings.Repeat(line, lines))
+			b.SetBytes(int64(len(part)))
+			for b.Loop() {
+				if _, err := w.Write(part); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
