@@ -16,8 +16,13 @@ import (
 	"github.com/berthd/berth/wire/agentpb"
 )
 
-// copyBuffer is what is read of a pipe at once: all that Linux keeps in one.
-const copyBuffer = 64 << 10
+const (
+	// copyBuffer is what is read of a pipe at once.
+	copyBuffer = 64 << 10
+	// gather is how long output may gather in a pipe when it came in small pieces: a script that prints line by
+	// line, faster than others see, would wake us for each. The pipe has room for much more meanwhile.
+	gather = 2 * time.Millisecond
+)
 
 // files are where the output of one run goes.
 type files struct {
@@ -51,6 +56,7 @@ func (r *Runner) openPipe(source uuid.UUID, level agentpb.Log_Level) (*pipe, err
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a pipe for the script's output: %w", err)
 	}
+	widen(read)
 	return &pipe{read, write, r.cfg.Logs(source, level)}, nil
 }
 
@@ -87,6 +93,9 @@ func (f *files) copy(p *pipe) {
 		if err != nil { // the end, or the end of our interest
 			f.note(p.to.Close())
 			return
+		}
+		if n < copyBuffer/2 {
+			time.Sleep(gather)
 		}
 	}
 }
