@@ -124,7 +124,7 @@ conformance() {
 e2e() {
 	tools
 	go test -count=1 -timeout 15m -v ./e2e
-	go test -count=1 -timeout 5m -v ./bench/agents ./bench/containers ./bench/ports ./bench/ssh ./bench/terminal
+	go test -count=1 -timeout 5m -v ./bench/agents ./bench/containers ./bench/logs ./bench/ports ./bench/ssh ./bench/terminal
 }
 
 up() { go run ./cmd/berth up --check; }
@@ -192,6 +192,8 @@ bench() {
 	go run ./bench/containers
 	go run ./bench/terminal
 	go run ./bench/ssh
+	need rsyslogd=rsyslog
+	go run ./bench/logs
 }
 
 case ${1:-} in

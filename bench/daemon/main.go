@@ -23,6 +23,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/berthd/berth/bench/lab"
 )
 
 func main() {
@@ -85,7 +87,7 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 	if err != nil {
 		return err
 	}
-	before, err := cpu(d.cmd.Process.Pid)
+	before, err := lab.Processor(d.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
@@ -93,7 +95,7 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 	if err := pause(ctx, window); err != nil {
 		return err
 	}
-	after, err := cpu(d.cmd.Process.Pid)
+	after, err := lab.Processor(d.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
@@ -290,26 +292,4 @@ func status(pid int, field string) (int, error) {
 		}
 	}
 	return 0, fmt.Errorf("process %d has no %s", pid, field)
-}
-
-// cpu returns the processor time a process has used. The kernel counts it in ticks of 10 ms.
-func cpu(pid int) (time.Duration, error) {
-	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	// The second field is the name in parentheses, which may hold spaces; utime and stime are 12 and 13 after it.
-	fields := strings.Fields(string(body[bytes.LastIndexByte(body, ')')+1:]))
-	if len(fields) < 13 {
-		return 0, errors.New("cannot read processor time")
-	}
-	var ticks int
-	for _, f := range fields[11:13] {
-		n, err := strconv.Atoi(f)
-		if err != nil {
-			return 0, err
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond, nil
 }

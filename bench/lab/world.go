@@ -5,7 +5,6 @@ package lab
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -30,12 +29,17 @@ type World struct {
 	logs  bytes.Buffer // of all processes; read when they have ended
 }
 
-// Start starts a control server, the agent "bench" and OpenSSH's sshd.
-func Start(ctx context.Context, bin, dir string) (*World, error) {
+// Start starts a control server, the agent "bench" and OpenSSH's sshd. What else the server's configuration is to say of the agent is
+// declared, in YAML that is indented for its place.
+func Start(ctx context.Context, bin, dir string, declared ...string) (*World, error) {
 	w := &World{Ctx: ctx, Bin: bin, Dir: dir}
 	w.Env = []string{
 		"PATH=" + bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + dir, "XDG_CONFIG_HOME=" + dir, "XDG_STATE_HOME=" + dir,
 		"SHELL=/bin/sh", "USER=root", "LANG=C.UTF-8", "TERM=xterm-256color",
+	}
+	config := "agents:\n  - name: bench\n" + strings.Join(declared, "")
+	if err := os.WriteFile(filepath.Join(dir, "agents.yaml"), []byte(config), 0o600); err != nil {
+		return nil, err
 	}
 	for _, f := range []func() error{w.startBerth, w.startSSH} {
 		if err := f(); err != nil {
@@ -113,7 +117,7 @@ func (w *World) startBerth() error {
 		return err
 	}
 	data := filepath.Join(w.Dir, "data")
-	if _, err := w.Run(filepath.Join(w.Bin, "berth"), nil, "serve", "--listen", addr, "--data-dir", data); err != nil {
+	if _, err := w.Run(filepath.Join(w.Bin, "berth"), nil, "serve", "--listen", addr, "--data-dir", data, "--config", filepath.Join(w.Dir, "agents.yaml")); err != nil {
 		return err
 	}
 	var token string
@@ -122,7 +126,7 @@ func (w *World) startBerth() error {
 		if err != nil {
 			return err
 		}
-		cmd := exec.CommandContext(w.Ctx, filepath.Join(w.Bin, "berth"), "agent", "create", "bench")
+		cmd := exec.CommandContext(w.Ctx, filepath.Join(w.Bin, "berth"), "agent", "token", "bench")
 		cmd.Env = append(w.Env, "BERTH_URL=http://"+addr, "BERTH_TOKEN="+strings.TrimSpace(string(key)))
 		out, err := cmd.CombinedOutput()
 		if token = tokenPattern.FindString(string(out)); token == "" {
@@ -190,21 +194,6 @@ func Build(ctx context.Context, dir string) error {
 		}
 	}
 	return nil
-}
-
-// Resident returns the resident memory of a process in MB.
-func Resident(pid int) (float64, error) {
-	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(body)) {
-		var kib float64
-		if _, err := fmt.Sscanf(line, "VmRSS: %f kB", &kib); err == nil {
-			return kib * 1024 / 1e6, nil
-		}
-	}
-	return 0, errors.New("cannot read resident memory")
 }
 
 // Pause waits for d, or for the end of ctx, which is its error.
