@@ -28,7 +28,7 @@ func (s *Server) statusReport(ctx context.Context, a store.Agent) (report wire.S
 	}
 	// Latencies that an agent has spoiled shall not hide the rest.
 	if report.Latency, err = s.latency(s.coordinator.Node(a.ID)); err != nil {
-		s.log.Warn("a status leaves the latencies out", "agent", a.ID, "err", err)
+		s.log.Debug("a status leaves the latencies out", "agent", a.ID, "err", err)
 	}
 	metadata, err := s.metadata(ctx, a.ID)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -283,16 +284,23 @@ func TestManyReportsAreBoundedOnDisk(t *testing.T) {
 	}
 }
 
+// FuzzShelf reads any file as a shelf, and with fits also one whose checksum is right.
 func FuzzShelf(f *testing.F) {
 	good, err := encodeNote(shelved{Agent: sourceA, Reports: []shelvedReport{{"a", []byte("\n\x01a")}, {"", nil}}})
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(good)
-	f.Add(good[:20])
-	f.Add([]byte("00000000\n{}\n"))
-	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, b []byte) {
+	_, body, _ := bytes.Cut(good, []byte("\n"))
+	f.Add(good, false)
+	f.Add(good[:20], false)
+	f.Add([]byte("00000000\n{}\n"), false)
+	f.Add([]byte{}, false)
+	f.Add(bytes.TrimSpace(body), true)
+	f.Add([]byte(`{"reports":[{},{"body":"AAAA"},{"key":"a"},{},{},{}]}`), true)
+	f.Fuzz(func(t *testing.T, b []byte, fits bool) {
+		if fits {
+			b = fmt.Appendf(nil, "%08x\n%s\n", crc32.Checksum(b, castagnoli), b)
+		}
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, "x.reports"), b, 0o600); err != nil {
 			t.Fatal(err)

@@ -93,11 +93,12 @@ func (s *shelf) replace(content shelved) error {
 	return writeNote(s.path, content)
 }
 
-// sync makes the file survive a loss of power.
+// sync makes the file survive a loss of power. Reports come in meanwhile: a slow disk holds up nobody.
 func (s *shelf) sync() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.synced == s.written {
+	written, synced := s.written, s.synced
+	s.mu.Unlock()
+	if synced == written {
 		return
 	}
 	file, err := os.Open(s.path)
@@ -110,5 +111,7 @@ func (s *shelf) sync() {
 		s.log.Warn("cannot fsync reports", "reports", s.name, "err", err)
 		return
 	}
-	s.synced = s.written
+	s.mu.Lock()
+	s.synced = written
+	s.mu.Unlock()
 }
