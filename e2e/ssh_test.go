@@ -132,7 +132,7 @@ func TestOpenSSH(t *testing.T) {
 	s := newOpenSSH(t)
 	for name, test := range map[string]func(*testing.T, *openSSH){
 		"commands": testCommands, "slow reader": testSlowReader, "bulk": testBulk, "sequential": testSequential, "parallel": testParallel,
-		"forwards": testForwards, "agent": testAgent, "multiplexed": testMultiplexed, "left running": testLeftRunning, "escape": testEscape,
+		"forwards": testForwards, "agent": testAgent, "X11": testX11, "multiplexed": testMultiplexed, "left running": testLeftRunning, "escape": testEscape,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -395,6 +395,46 @@ func testAgent(t *testing.T, s *openSSH) {
 		t.Errorf("%+v, want the key over another socket", got)
 	}
 	eventually(t, 20*time.Second, "the forwarded socket is gone", func() bool { return !exists(forwarded) })
+}
+
+// testX11: two sessions at once reach the person's X server, each at a display of its own.
+func testX11(t *testing.T, s *openSSH) {
+	cookies := filepath.Join(s.tmp, "desktop-cookies")
+	cookie := strings.Repeat("0123456789abcdef", 2)
+	s.must("xauth", "-q", "-f", cookies, "add", ":0", ".", cookie) // a server takes the cookies of any display
+	server := s.command("Xvfb", "-displayfd", "1", "-auth", cookies, "-nolisten", "tcp", "-screen", "0", "320x200x24", "+extension", "SECURITY")
+	says, err := server.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatalf("cannot run Xvfb: %v", err)
+	}
+	t.Cleanup(func() { server.Process.Kill(); server.Wait() })
+	number, err := bufio.NewReader(says).ReadString('\n')
+	if err != nil {
+		t.Fatalf("Xvfb does not come up: %v", err)
+	}
+	desktop := ":" + strings.TrimSpace(number)
+	s.must("xauth", "-q", "-f", cookies, "add", desktop, ".", cookie)
+
+	var ins [2]io.WriteCloser
+	var outs [2]*bufio.Reader
+	for i := range ins {
+		cmd := s.program(t, "ssh", "-X", "box.berth", "echo ready; read now; xdpyinfo | grep dimensions; echo $DISPLAY")
+		cmd.Env = s.env("DISPLAY="+desktop, "XAUTHORITY="+cookies)
+		ins[i], outs[i] = begin(t, cmd)
+	}
+	displays := map[string]bool{desktop: true}
+	for i, in := range ins {
+		io.WriteString(in, "now\n")
+		seen, err := io.ReadAll(outs[i])
+		dimensions, display, _ := strings.Cut(string(seen), "\n")
+		if !strings.Contains(dimensions, "320x200 pixels") || displays[display] || err != nil {
+			t.Errorf("session %d: %q, %v; want the X server at a display of its own", i, seen, err)
+		}
+		displays[display] = true
+	}
 }
 
 // testMultiplexed has 50 sessions at once on one connection, and asks it for a port as -R 0 does.
