@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/control/store"
+	"github.com/berthd/berth/wire"
+	"github.com/berthd/berth/wire/agentpb"
+	"github.com/berthd/berth/wire/rpc"
 )
 
 // TestFullDisk fills a real disk under a running server: writing answers in plain words, reading goes
@@ -48,11 +51,18 @@ func TestFullDisk(t *testing.T) {
 	if status, body := say(); status != http.StatusOK {
 		t.Fatalf("%d %s", status, body)
 	}
+	l := x.connect(token)
 	fill()
 	eventually(t, "a write is refused", func() bool {
 		status, body := say()
 		return status == http.StatusInternalServerError && strings.Contains(body, "free some space")
 	})
+	// A report that an agent would drop if it were refused is put off.
+	_, err := l.agent.ReportConnection(t.Context(), &agentpb.ReportConnectionRequest{Connection: &agentpb.Connection{
+		Id: id[:], Action: agentpb.Connection_CONNECT, Type: agentpb.Connection_SSH}})
+	if rpc.Code(err) != wire.CodeUnavailable {
+		t.Errorf("a connection: %v, code %d", err, rpc.Code(err))
+	}
 	if status, body := x.call("GET", "/api/v2/workspaceagents/"+id.String(), "", x.asUser()...); status != http.StatusOK {
 		t.Errorf("reading: %d %s", status, body)
 	}

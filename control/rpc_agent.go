@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -20,6 +21,7 @@ import (
 	"github.com/berthd/berth/control/store"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
+	"github.com/berthd/berth/wire/rpc"
 )
 
 // agentService answers the calls of one agent's link. Whatever a call names, it is about this agent:
@@ -375,7 +377,7 @@ func (a *agentService) ScriptCompleted(ctx context.Context, req *agentpb.Workspa
 		return nil, fmt.Errorf("script %s is not one of this agent", id)
 	}
 	if err := a.store.AddScriptRun(ctx, a.id, run); err != nil {
-		return nil, err
+		return nil, rpc.Unavailable(err)
 	}
 	err = a.store.UpdateState(ctx, a.id, func(st *store.State) error {
 		if st.Scripts == nil {
@@ -501,7 +503,7 @@ func (a *agentService) ReportConnection(ctx context.Context, req *agentpb.Report
 		session.Reason = store.CutText(logText(in.GetReason()), maxReason)
 	})
 	if err != nil {
-		return nil, err
+		return nil, rpc.Unavailable(err)
 	}
 	return &emptypb.Empty{}, nil
 }
@@ -522,10 +524,13 @@ func (a *agentService) UpdateAppStatus(ctx context.Context, req *agentpb.UpdateA
 	e := a.addAppStatus(ctx, agent, wire.PatchAppStatus{
 		AppSlug: req.GetSlug(), State: cmp.Or(state, req.GetState().String()), Message: req.GetMessage(), URI: req.GetUri(),
 	}, ok)
-	if e != nil {
-		return nil, e
+	switch {
+	case e == nil:
+		return &agentpb.UpdateAppStatusResponse{}, nil
+	case e.StatusCode >= http.StatusInternalServerError:
+		return nil, rpc.Unavailable(e)
 	}
-	return &agentpb.UpdateAppStatusResponse{}, nil
+	return nil, e
 }
 
 // short cuts a text that came from outside for an error message.

@@ -301,7 +301,7 @@ func (l *lane[T]) deliver(ctx context.Context, on link) {
 				if !retry.wait(ctx) {
 					return
 				}
-				keep := l.must || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errNoAnswer)
+				keep := l.must || undecided(err)
 				l.complain(keep, err)
 				if keep {
 					continue
@@ -337,6 +337,12 @@ func (l *lane[T]) complain(kept bool, err error) {
 		text = "the server did not take a report; trying again"
 	}
 	l.log.Log(context.Background(), level, text, "reports", l.name, "err", err)
+}
+
+// undecided tells whether err says nothing about the report: there was no answer, or the server has a trouble
+// of its own.
+func undecided(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errNoAnswer) || rpc.Code(err) == wire.CodeUnavailable
 }
 
 // lacks tells whether err means that the server has no place for a report.

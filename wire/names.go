@@ -96,3 +96,7 @@ const ExternalLogSource = "3b579bf4-1ed8-4b99-87a8-e9a1e3410410"
 // CodeUnimplemented (docs/protocol.md#names) is the RPC error code of a method that this version of a server lacks; see
 // [Version.HasMethod].
 const CodeUnimplemented = 12
+
+// CodeUnavailable is the RPC error code with which a server of ours says that it cannot take a report now, and
+// may later. Stock servers tell no reasons apart (docs/protocol.md#additions).
+const CodeUnavailable = 14

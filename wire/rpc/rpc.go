@@ -136,6 +136,9 @@ func Unimplemented(err error) bool {
 	return err != nil && (drpcerr.Code(err) == wire.CodeUnimplemented || strings.Contains(err.Error(), "unknown rpc: "))
 }
 
+// Unavailable marks an error that is the server's own trouble: the same call may succeed later.
+func Unavailable(err error) error { return drpcerr.WithCode(err, wire.CodeUnavailable) }
+
 // ServeOptions says how a server watches its caller.
 type ServeOptions struct {
 	// PingInterval is the time between probes, PingTimeout how long none may succeed before the
