@@ -103,5 +103,6 @@ type Session struct {
 	Reason   string     `json:"reason,omitempty"`
 }
 
-// QueryApp names the app whose statuses GET /api/v2/berth/agents/{id}/app-statuses answers with, by its slug.
+// QueryApp names the app whose statuses GET /api/v2/berth/agents/{id}/app-statuses answers with, by its slug
+// (docs/status.md#who-sees-it).
 const QueryApp = "app"
