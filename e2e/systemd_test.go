@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +17,9 @@ import (
 // is the machine's.
 type booted struct {
 	*machine
-	root string // where its files are, for those outside
-	pid  string // of its systemd
+	root  string // where its files are, for those outside
+	pid   string // of its systemd
+	ended chan struct{}
 }
 
 // boot copies programs to /usr/local/bin of the new system, lets prepare add to it, and starts it.
@@ -44,7 +46,14 @@ func boot(m *machine, prepare func(root string), programs ...string) *booted {
 		m.must("cp", filepath.Join(bin, program), filepath.Join(b.root, "usr/local/bin", program))
 	}
 	prepare(b.root)
+	b.powerOn()
+	return b
+}
 
+// powerOn starts the system with the files that it has.
+func (b *booted) powerOn() {
+	m := b.machine
+	m.t.Helper()
 	var console bytes.Buffer
 	// Nothing of what this machine starts at its boot is started, but for what all units need.
 	cmd := m.command("systemd-nspawn", "--quiet", "--directory="+b.root, "--register=no", "--keep-unit", "--console=pipe", "--boot", "systemd.unit=basic.target")
@@ -57,6 +66,7 @@ func boot(m *machine, prepare func(root string), programs ...string) *booted {
 		m.t.Fatalf("cannot start systemd-nspawn (install systemd-container): %v", err)
 	}
 	ended := make(chan struct{})
+	b.pid, b.ended = "", ended
 	go func() { defer close(ended); cmd.Wait() }()
 	m.t.Cleanup(func() {
 		cmd.Process.Signal(syscall.SIGTERM) // a poweroff
@@ -84,7 +94,25 @@ func boot(m *machine, prepare func(root string), programs ...string) *booted {
 		out, _ := b.inside("systemctl", "is-active", "basic.target").Output()
 		return string(out) == "active\n"
 	})
-	return b
+}
+
+// off waits until the power is off.
+func (b *booted) off() {
+	b.t.Helper()
+	select {
+	case <-b.ended:
+	case <-time.After(time.Minute):
+		b.t.Fatal("the system is not off within a minute")
+	}
+}
+
+// cutPower ends everything in the system at once.
+func (b *booted) cutPower() {
+	b.t.Helper()
+	if out, err := exec.Command("kill", "-KILL", b.pid).CombinedOutput(); err != nil { // with its first process a namespace ends
+		b.t.Fatalf("%v: %s", err, out)
+	}
+	b.off()
 }
 
 // inside is a command in the new system.
@@ -125,6 +153,38 @@ func (b *booted) wait(limit time.Duration, name, want string) {
 	})
 }
 
+// boot starts a system with berthd as a unit that is not started yet, and files beside it.
+func (r *road) boot(files map[string]string) *booted {
+	r.t.Helper()
+	unit, err := os.ReadFile("../deploy/systemd/berthd.service")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	all := map[string]string{
+		"etc/systemd/system/berthd.service": string(unit),
+		"etc/berthd/berthd.env":             "BERTH_URL=" + r.url() + "\n",
+		"etc/credstore/agent-token":         r.token + "\n",
+	}
+	maps.Copy(all, files)
+	return boot(r.machine, func(root string) {
+		// What this machine's own berthd keeps, and what its root's shells read first.
+		for _, path := range []string{"var/lib/berthd", "root/.bashrc", "root/.bash_profile", "root/.bash_login", "root/.profile"} {
+			if err := os.RemoveAll(filepath.Join(root, path)); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+		for path, text := range all {
+			path = filepath.Join(root, path)
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				r.t.Fatal(err)
+			}
+			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+	}, "berthd", "berthd-ptyhost")
+}
+
 // TestSystemd runs berthd as a unit of a real systemd: it tells how it is, its terminals live through whatever becomes of it but a stop, and a stop
 // runs the stop scripts.
 func TestSystemd(t *testing.T) {
@@ -135,27 +195,10 @@ agents:
       - {display_name: begin, run_on_start: true, script: "echo begun >>/var/tmp/scripts"}
       - {display_name: end, run_on_stop: true, script: "sleep 1; echo ended >>/var/tmp/scripts"}
 `)
-	unit, err := os.ReadFile("../deploy/systemd/berthd.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := boot(r.machine, func(root string) {
-		for path, text := range map[string]string{
-			"usr/local/bin/counter":                              "#!/bin/sh\nwhile read line; do n=$((n+1)); echo \"$line has count $n\"; done\n",
-			"etc/systemd/system/berthd.service":                  string(unit),
-			"etc/berthd/berthd.env":                              "BERTH_URL=" + r.url() + "\n",
-			"etc/credstore/agent-token":                          r.token + "\n",
-			"etc/systemd/system/berthd.service.d/impatient.conf": "[Service]\nWatchdogSec=3s\nRestartSec=100ms\n",
-		} {
-			path = filepath.Join(root, path)
-			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}, "berthd", "berthd-ptyhost")
+	b := r.boot(map[string]string{
+		"usr/local/bin/counter":                              "#!/bin/sh\nwhile read line; do n=$((n+1)); echo \"$line has count $n\"; done\n",
+		"etc/systemd/system/berthd.service.d/impatient.conf": "[Service]\nWatchdogSec=3s\nRestartSec=100ms\n",
+	})
 
 	b.do("chmod", "+x", "/usr/local/bin/counter")
 	b.do("systemctl", "start", "berthd") // returns when it is ready
@@ -218,8 +261,16 @@ agents:
 		return len(out) == 0
 	})
 
-	// A server that is away keeps nobody waiting, and is told; nor is a credential needed.
+	// Stop scripts run when the server is gone, too.
+	b.do("systemctl", "start", "berthd")
+	b.wait(20*time.Second, "StatusText", "serving as box (direct)")
 	r.server.kill()
+	b.do("systemctl", "stop", "berthd")
+	if got := b.do("cat", "/var/tmp/scripts"); got != "begun\nended\nbegun\nended" {
+		t.Errorf("scripts have run: %q, want a start and a stop more", got)
+	}
+
+	// A server that is away keeps nobody waiting, and is told; nor is a credential needed.
 	b.do("rm", "/etc/credstore/agent-token")
 	b.do("sh", "-c", "echo BERTH_TOKEN_FILE=/etc/berthd/token >>/etc/berthd/berthd.env; echo "+r.token+" >/etc/berthd/token")
 	b.do("systemctl", "start", "berthd")
