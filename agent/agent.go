@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/berthd/berth/client"
@@ -17,6 +19,7 @@ import (
 	"github.com/berthd/berth/identity"
 	"github.com/berthd/berth/mask"
 	"github.com/berthd/berth/ports"
+	"github.com/berthd/berth/ptyhost"
 	"github.com/berthd/berth/reporter"
 	"github.com/berthd/berth/scripts"
 	"github.com/berthd/berth/shell"
@@ -127,11 +130,11 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	a.closing, a.close = context.WithCancel(context.Background())
 	a.restarting = func() bool { return errors.Is(context.Cause(ctx), ErrRestart) || a.link.refused.Load() }
 
-	socket, err := SocketPath(cfg.State.dir, "ptyhost.sock")
+	socket, err := cfg.State.SocketPath(terminalsSocket)
 	if err != nil {
 		return nil, err
 	}
-	local, err := SocketPath(cfg.State.dir, LocalSocket)
+	local, err := cfg.State.SocketPath(LocalSocket)
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +165,7 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	}
 	a.link.over, a.link.giveUp = context.WithCancel(context.Background())
 	a.shell = shell.New(shell.Config{
+		User:      cfg.User,
 		AgentPath: cfg.Helpers.Program,
 		URL:       cfg.Server.URL.String(),
 		BinDir:    scripts.BinDir(cfg.Dirs.ScriptData),
@@ -178,25 +182,31 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		Log:       cfg.Log,
 	})
 	a.terminals = &terminalHost{
-		socket: socket, start: cfg.StartTerminals, log: cfg.Log,
+		socket: socket, user: cfg.User, start: cfg.StartTerminals, log: cfg.Log,
 		idle:       idleTimes{unnamed: cfg.Services.TerminalIdleTimeout, named: cfg.Services.NamedTerminalIdleTimeout},
 		scrollback: cfg.Services.TerminalScrollback,
 	}
 	a.local = &localAPI{
-		path: local, server: cfg.Server.URL.String(), token: a.token, manifest: a.manifest.Load,
+		path: local, user: cfg.User, server: cfg.Server.URL.String(), token: a.token, manifest: a.manifest.Load,
 		appStatus: a.reporter.AppStatus, log: cfg.Log, ready: make(chan struct{}),
 	}
-	a.lister = containers.New(containers.Config{Log: cfg.Log.With("part", "containers")})
+	a.lister = containers.New(containers.Config{User: cfg.User, Log: cfg.Log.With("part", "containers")})
 	inContainer := &containerShells{refusal: noContainers(cfg), program: cfg.Helpers.Program, find: a.lister.Find, command: a.shell.Command}
 	a.pty = &ptyServer{
 		terminals: a.terminals, command: a.shell.Command, container: inContainer.spec, connected: a.connectedPTY, keeps: a.keepsTerminals,
 		log: cfg.Log.With("part", "pty"),
+	}
+	sftp := ""
+	if cfg.User != nil {
+		sftp = "exec " + shell.Quote(cfg.Helpers.Program) + " sftp-server"
 	}
 	a.ssh, err = sshd.New(sshd.Config{
 		HostKey:   hostKey,
 		Terminals: a.terminals,
 		Keep:      cfg.Services.SSHTerminalGrace,
 		Command:   a.shell.Command,
+		User:      cfg.User,
+		SFTP:      sftp,
 		Banner:    a.greet,
 		JetBrains: a.jetBrains,
 		Report:    a.connectedSSH,
@@ -228,12 +238,14 @@ func (a *agent) makeAPI() {
 		manifest: a.manifest.Load,
 		expand:   a.shell.Expand,
 		home:     a.shell.Home,
+		user:     a.cfg.User,
 		command:  a.shell.Command,
 		logs:     a.reporter.Writer,
 		log:      a.log.With("part", "containers"),
 	}
 	a.ports = ports.New(ports.Config{HidePIDs: []int{os.Getpid()}, Containers: a.lister.Known, Log: a.log.With("part", "ports")})
 	a.api = &api{
+		user:       a.cfg.User,
 		ports:      a.ports,
 		containers: a.view,
 		terminals:  a.terminals,
@@ -363,6 +375,9 @@ func (a *agent) runFlush(ctx context.Context) error {
 // runTerminals makes sure that the terminals' process lives before anybody needs it, and ends it
 // with the workspace.
 func (a *agent) runTerminals(ctx context.Context) error {
+	if a.cfg.User != nil {
+		a.endRootsTerminals(ctx)
+	}
 	if err := a.terminals.ensure(ctx); err != nil && ctx.Err() == nil {
 		a.log.Warn("terminals do not work yet; trying again when one is opened", "error", err)
 	}
@@ -376,6 +391,23 @@ func (a *agent) runTerminals(ctx context.Context) error {
 		a.log.Warn("cannot end the terminals", "error", err)
 	}
 	return nil
+}
+
+// endRootsTerminals ends what is left of a time when the workspace was root's own: nobody reaches those
+// terminals any more, and they are root's.
+func (a *agent) endRootsTerminals(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, terminalsBudget)
+	defer cancel()
+	socket, err := SocketPath(a.cfg.State.dir, terminalsSocket)
+	if err == nil {
+		err = ptyhost.Dial(socket).Shutdown(ctx)
+	}
+	switch {
+	case err == nil:
+		a.log.Info("ended the terminals that ran as root", "user", a.cfg.User)
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED):
+		a.log.Warn("there may be terminals left that run as root", "error", err)
+	}
 }
 
 // keepsTerminals reports whether terminals live on, once the agent stops.

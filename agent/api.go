@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 	"github.com/berthd/berth/wire/tailnetpb"
@@ -32,6 +33,7 @@ const apiTimeout = 20 * time.Second
 // that this workspace declares or has, others rename and close terminals, to which every peer may attach. It reads no file's content, writes none and starts no command
 // of a caller's choosing; who may do that has SSH.
 type api struct {
+	user       *account.User // whose files are shown
 	ports      portView
 	containers *containerView
 	terminals  *terminalHost

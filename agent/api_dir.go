@@ -49,12 +49,16 @@ func (a *api) listDirectory(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, "Request body must be valid JSON.", err)
 		return
 	}
-	path, err := req.resolve(r.URL.Query().Get("path"))
+	path, err := req.resolve(r.URL.Query().Get("path"), a.home)
 	if err != nil {
 		writeError(w, http.StatusInternalServerError, err.Error(), nil)
 		return
 	}
-	dir, err := listDirectory(path)
+	var dir *directory
+	err = a.user.Do(func() error {
+		dir, err = listDirectory(path)
+		return err
+	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		writeError(w, http.StatusNotFound, err.Error(), nil)
@@ -68,7 +72,7 @@ func (a *api) listDirectory(w http.ResponseWriter, r *http.Request) {
 }
 
 // resolve returns the absolute path that is asked for; one given in the query wins over the body.
-func (req listDirectoryRequest) resolve(query string) (string, error) {
+func (req listDirectoryRequest) resolve(query string, home func() (string, error)) (string, error) {
 	if query != "" {
 		if !filepath.IsAbs(query) {
 			return "", fmt.Errorf("path must be absolute: %q", query)
@@ -79,13 +83,20 @@ func (req listDirectoryRequest) resolve(query string) (string, error) {
 	case "root":
 		return filepath.Join(append([]string{string(filepath.Separator)}, req.Path...)...), nil
 	case "home":
-		home, err := os.UserHomeDir()
+		home, err := home()
 		if err != nil {
 			return "", fmt.Errorf("cannot find the home directory: %w", err)
 		}
 		return filepath.Join(append([]string{home}, req.Path...)...), nil
 	}
 	return "", fmt.Errorf("unsupported relativity %q", req.Relativity)
+}
+
+func (a *api) home() (string, error) {
+	if a.user != nil {
+		return a.user.Home, nil
+	}
+	return os.UserHomeDir()
 }
 
 // listDirectory lists a directory: directories first, then by name.

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/net/netutil"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
@@ -31,12 +32,13 @@ const (
 	EnvSocket   = "BERTH_SOCKET"
 )
 
-// localAPI serves programs of the workspace on a Unix socket that only the agent's own user may
+// localAPI serves programs of the workspace on a Unix socket that only the workspace's user may
 // use (docs/status.md). One curl line is a client:
 //
 //	curl --unix-socket "$BERTH_SOCKET" -d '{"app_slug":"x","state":"working","message":"…"}' http://berthd/v1/app-status
 type localAPI struct {
 	path      string
+	user      *account.User      // whose programs report; the socket is theirs
 	server    string             // the control server's URL, as sessions have it
 	token     func() wire.Secret // the session token in use
 	manifest  func() *agentpb.Manifest
@@ -48,7 +50,7 @@ type localAPI struct {
 // run serves until ctx is done. A socket that cannot be made costs the workspace its reports, not
 // its terminals: it is said once, and the agent goes on.
 func (l *localAPI) run(ctx context.Context) error {
-	listener, err := listenPrivate(l.path)
+	listener, err := listenPrivate(l.user, l.path)
 	close(l.ready)
 	if err != nil {
 		l.log.Warn("programs in the workspace cannot report their status", "error", err)
@@ -73,22 +75,24 @@ func (l *localAPI) handler() http.Handler {
 	return mux
 }
 
-// listenPrivate listens on a Unix socket for this user alone. The state directory's lock makes sure
+// listenPrivate listens on a Unix socket for one user alone. The state directory's lock makes sure
 // that what lies at path is left from a process that is gone.
-func listenPrivate(path string) (net.Listener, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("cannot replace socket: %w", err)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("cannot listen on socket: %w", err)
-	}
-	// Its directory is private already; this holds should somebody open that up.
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("cannot make socket private: %w", err)
-	}
-	return l, nil
+func listenPrivate(user *account.User, path string) (l net.Listener, err error) {
+	err = user.Do(func() error {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("cannot replace socket: %w", err)
+		}
+		if l, err = user.ListenUnix(path); err != nil {
+			return fmt.Errorf("cannot listen on socket: %w", err)
+		}
+		// Its directory is private already; this holds should somebody open that up.
+		if err := os.Chmod(path, 0o600); err != nil {
+			l.Close()
+			return fmt.Errorf("cannot make socket private: %w", err)
+		}
+		return nil
+	})
+	return l, err
 }
 
 func (l *localAPI) postAppStatus(w http.ResponseWriter, r *http.Request) {

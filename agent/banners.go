@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"fmt"
@@ -84,23 +83,34 @@ func (a *agent) greet(w io.Writer) {
 			}
 		}
 	}
+	var motd []byte
+	err := a.shell.Do(func() (err error) {
+		motd, err = a.readMOTD()
+		return err
+	})
+	if err != nil {
+		a.log.Debug("cannot show the message of the day", "error", err)
+	}
+	for line := range strings.Lines(string(motd)) {
+		fmt.Fprintf(w, "%s\r\n", strings.TrimRight(line, "\r\n"))
+	}
+}
+
+// readMOTD reads the message of the day unless the user asked for quiet.
+func (a *agent) readMOTD() ([]byte, error) {
 	if _, err := os.Stat(filepath.Join(a.shell.Home(), ".hushlogin")); err == nil {
-		return
+		return nil, nil
 	}
 	path := a.shell.Expand(a.manifest.Load().GetMotdPath(), a.shell.Home())
 	if path == "" {
-		return
+		return nil, nil
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		a.log.Debug("cannot show the message of the day", "error", err)
-		return
+		return nil, err
 	}
 	defer f.Close()
-	lines := bufio.NewScanner(io.LimitReader(f, maxMOTD))
-	for lines.Scan() {
-		fmt.Fprintf(w, "%s\r\n", lines.Text())
-	}
+	return io.ReadAll(io.LimitReader(f, maxMOTD))
 }
 
 // maxTold bounds how many terminals a login tells of; the list has all of them.

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/identity"
 )
 
@@ -19,8 +20,11 @@ type Config struct {
 	// OnRefused says when [Run] returns [ErrRefused] because the server refuses the token.
 	OnRefused RefusedPolicy
 
-	// State is held by the caller, and closed by it after Run has returned.
+	// State is held by the caller, and closed by it after Run has returned. It is lent to User.
 	State *State
+	// User is whom the workspace belongs to, and all in it runs as; nil is the user that this process
+	// runs as.
+	User *account.User
 	// Dirs are the other places the agent writes to.
 	Dirs Dirs
 	// StartTerminals starts the process that owns the terminals, listening on the given Unix socket.
@@ -145,6 +149,8 @@ func (c Config) check() error {
 		return errors.New("cannot run an agent without an identity")
 	case c.State == nil:
 		return errors.New("cannot run an agent without a state directory")
+	case c.User != nil && c.Helpers.Program == "":
+		return errors.New("cannot run an agent for another user without a program that they can run")
 	}
 	return nil
 }
@@ -163,10 +169,10 @@ func (c Config) withDefaults() Config {
 		c.Server.HTTP = http.DefaultClient
 	}
 	if c.Dirs.Logs == "" {
-		c.Dirs.Logs = c.State.Path("log")
+		c.Dirs.Logs = c.State.OwnPath("log")
 	}
 	if c.Dirs.ScriptData == "" {
-		c.Dirs.ScriptData = c.State.dir
+		c.Dirs.ScriptData = c.State.own
 	}
 	if c.Services.SSHMaxTimeout == 0 {
 		c.Services.SSHMaxTimeout = 72 * time.Hour

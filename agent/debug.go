@@ -71,7 +71,7 @@ func (s *debugServer) listen(ctx context.Context) (net.Listener, error) {
 		if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket == 0 {
 			return nil, errors.New("there is a file already, which is no socket")
 		}
-		return listenPrivate(path)
+		return listenPrivate(nil, path) // whoever starts berthd looks into it, not the workspace's user
 	}
 	if !s.anywhere && !loopback(s.address) {
 		return nil, errors.New("it would be open to others: use an address on 127.0.0.1 or [::1], or unix:PATH")

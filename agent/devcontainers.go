@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/shell"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
@@ -60,6 +61,7 @@ type containerView struct {
 	manifest func() *agentpb.Manifest
 	expand   func(path, base string) string
 	home     func() string
+	user     *account.User // who must be able to see a configuration for it to count
 	command  func(line string, clientEnv []string) (shell.Spec, error)
 	logs     func(source uuid.UUID, level agentpb.Log_Level) io.WriteCloser
 	log      *slog.Logger
@@ -120,7 +122,7 @@ func (v *containerView) devcontainers(containers []wire.Container) []wire.Devcon
 			}
 		}
 		if at < 0 {
-			if info, err := os.Stat(config); err != nil || !info.Mode().IsRegular() {
+			if info, err := v.stat(config); err != nil || !info.Mode().IsRegular() {
 				continue
 			}
 			at = len(found)
@@ -139,6 +141,15 @@ func (v *containerView) devcontainers(containers []wire.Container) []wire.Devcon
 	return found
 }
 
+// stat looks at a file that a label names.
+func (v *containerView) stat(path string) (info os.FileInfo, err error) {
+	err = v.user.Do(func() error {
+		info, err = os.Stat(path)
+		return err
+	})
+	return info, err
+}
+
 // better tells which of two containers of one dev container is meant: one that runs, then the newer.
 func better(x, y wire.Container) bool {
 	if x.Running != y.Running {
@@ -154,7 +165,7 @@ func (v *containerView) describe(d *wire.Devcontainer) {
 		if d.Container.Running {
 			d.Status = devcontainerRunning
 		}
-		info, err := os.Stat(d.ConfigPath)
+		info, err := v.stat(d.ConfigPath)
 		d.Dirty = err == nil && info.ModTime().After(d.Container.CreatedAt)
 	}
 	v.mu.Lock()

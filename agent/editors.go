@@ -20,9 +20,6 @@ const maxEditorSettings = 1 << 20
 
 // editorFiles are where such editors keep the settings of a machine that they are a guest on.
 func editorFiles(home, data string) []string {
-	if data == "" {
-		data = filepath.Join(home, ".local", "share")
-	}
 	files := []string{filepath.Join(data, "code-server", "Machine", "settings.json")}
 	for _, server := range []string{".vscode-server", ".vscode-insiders-server", ".cursor-server", ".windsurf-server", ".vscodium-server"} {
 		files = append(files, filepath.Join(home, server, "data", "Machine", "settings.json"))
@@ -36,8 +33,9 @@ func (a *agent) settleEditors(m *agentpb.Manifest) {
 	if m.GetGitAuthConfigs() == 0 || a.cfg.Helpers.Program == "" {
 		return
 	}
-	for _, path := range editorFiles(a.shell.Home(), os.Getenv("XDG_DATA_HOME")) {
-		if err := settleEditor(path); err != nil {
+	data := a.shell.Expand("$XDG_DATA_HOME", filepath.Join(a.shell.Home(), ".local", "share"))
+	for _, path := range editorFiles(a.shell.Home(), data) {
+		if err := a.shell.Do(func() error { return settleEditor(path) }); err != nil {
 			a.log.Warn("editors may ask for git logins themselves", "error", err)
 			return
 		}

@@ -48,7 +48,7 @@ func TestSettleEditors(t *testing.T) {
 	home := t.TempDir()
 	t.Setenv("HOME", home)
 	t.Setenv("XDG_DATA_HOME", "")
-	files := editorFiles(home, "")
+	files := editorFiles(home, filepath.Join(home, ".local", "share"))
 	a := &agent{log: slog.New(slog.DiscardHandler), parts: parts{shell: shell.New(shell.Config{})}}
 	there := func() (n int) {
 		for _, f := range files {

@@ -172,7 +172,7 @@ func servePTY(t *testing.T) *ptyTest {
 	log := slog.New(slog.NewTextHandler(p.log, nil))
 	start := func(socket string) error {
 		cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"ptyhost"}, Env: append(os.Environ(), envHost+"="+socket)}
-		return ptyhost.StartDetached(cmd, socket+".log")
+		return ptyhost.StartDetached(cmd, nil, socket+".log")
 	}
 	p.host = &terminalHost{socket: filepath.Join(dir, "s"), start: start, idle: idleTimes{unnamed: time.Minute}, log: log}
 	off := &containerShells{refusal: "off"}

@@ -121,7 +121,7 @@ func ownDirectory(dir string) (string, error) {
 			return "", err
 		}
 		owner, ok := info.Sys().(*syscall.Stat_t)
-		if !ok || owner.Uid != 0 && int(owner.Uid) != os.Getuid() {
+		if !ok || owner.Uid != 0 && int(owner.Uid) != os.Geteuid() {
 			return "", fmt.Errorf("%s belongs to another user", next)
 		}
 		switch {

@@ -116,7 +116,13 @@ func (a *agent) takeManifest(ctx context.Context, api agentpb.DRPCAgentClient) (
 
 // inForce lets everybody know of a manifest, once its secrets are where scripts look for them.
 func (a *agent) inForce(ctx context.Context, m *agentpb.Manifest) {
-	writeSecrets(m.GetSecrets(), a.shell.Home(), a.log)
+	err := a.shell.Do(func() error {
+		writeSecrets(m.GetSecrets(), a.shell.Home(), a.log)
+		return nil
+	})
+	if err != nil {
+		a.log.Warn("no secret is written to a file", "error", err)
+	}
 	if err := saveManifest(a.cfg.State, m); err != nil && a.manifest.Load() == nil {
 		a.log.Warn("stop scripts will not run should berthd be restarted and stopped while the server is away", "error", err)
 	}

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"github.com/berthd/berth/account"
 )
 
 // ErrStateBusy is returned (wrapped) by [OpenState] when another berthd holds the directory.
@@ -19,6 +21,8 @@ var ErrStateBusy = errors.New("another berthd runs with it")
 // it: two agents on one spool would send each other's logs.
 type State struct {
 	dir  string
+	own  string // the part of it that belongs to the workspace's user
+	user *account.User
 	lock *os.File
 }
 
@@ -43,7 +47,7 @@ func OpenState(dir string) (*State, error) {
 		}
 		return nil, fmt.Errorf("cannot lock state directory %s: %w", dir, err)
 	}
-	s := &State{dir: dir, lock: lock}
+	s := &State{dir: dir, own: dir, lock: lock}
 	if err := s.writeHolder(); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("cannot write to state directory: %w", err)
@@ -76,6 +80,39 @@ func (s *State) replace(name string, data []byte) error {
 	return os.Rename(next, s.Path(name))
 }
 
+// Lend makes a directory in the state directory that belongs to the workspace's user, where that is
+// another than ours, and lets everybody pass through to it. What lies beside it is for our eyes only, as
+// before. A nil user is ours, whose part is all of it.
+func (s *State) Lend(user *account.User) error {
+	if user == nil {
+		return nil
+	}
+	own := s.Path(fmt.Sprintf("user-%d", user.UID)) // another user finds no traces of this one
+	if err := os.Mkdir(own, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("cannot make a directory for %s: %w", user, err)
+	}
+	if err := os.Lchown(own, int(user.UID), int(user.GID)); err != nil {
+		return fmt.Errorf("cannot give %s to %s: %w", own, user, err)
+	}
+	if err := os.Chmod(s.dir, 0o711); err != nil {
+		return fmt.Errorf("cannot let %s into the state directory: %w", user, err)
+	}
+	s.own, s.user = own, user
+	return nil
+}
+
+// OwnPath returns the path of a file that belongs to the workspace's user.
+func (s *State) OwnPath(name string) string { return filepath.Join(s.own, name) }
+
+// SocketPath returns where a Unix socket of the workspace's user lies; see [SocketPath].
+func (s *State) SocketPath(name string) (path string, err error) {
+	err = s.user.Do(func() error {
+		path, err = SocketPath(s.own, name)
+		return err
+	})
+	return path, err
+}
+
 // Close lets go of the directory.
 func (s *State) Close() error { return s.lock.Close() }
 
@@ -95,7 +132,7 @@ func SocketPath(stateDir, name string) (string, error) {
 		return path, nil
 	}
 	sum := sha256.Sum256([]byte(stateDir))
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("berthd-%d-%s", os.Getuid(), hex.EncodeToString(sum[:6])))
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("berthd-%d-%s", os.Geteuid(), hex.EncodeToString(sum[:6])))
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fmt.Errorf("cannot place socket %s: %w", name, err)
 	}
@@ -112,7 +149,7 @@ func private(dir string) error {
 		return err
 	}
 	owner, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || !info.IsDir() || info.Mode().Perm()&0o077 != 0 || int(owner.Uid) != os.Getuid() {
+	if !ok || !info.IsDir() || info.Mode().Perm()&0o077 != 0 || int(owner.Uid) != os.Geteuid() {
 		return fmt.Errorf("%s is not a directory of this user alone: remove it, or choose a state directory with a shorter path", dir)
 	}
 	return nil

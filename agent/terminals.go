@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/ptyhost"
 	"github.com/berthd/berth/sshd"
 )
@@ -18,6 +19,7 @@ import (
 // terminalHost reaches the process that owns the terminals, and starts it anew should it have died.
 type terminalHost struct {
 	socket string
+	user   *account.User // whom it runs as
 	start  func(socket string) error
 	idle   idleTimes
 	log    *slog.Logger
@@ -47,6 +49,9 @@ type sshHolders interface {
 	Held(ctx context.Context) map[string]time.Time
 	TakeUp(ctx context.Context, id string)
 }
+
+// terminalsSocket is the file name of the process's socket.
+const terminalsSocket = "ptyhost.sock"
 
 // watchAgain is how long to wait before watching anew what could not be watched.
 const watchAgain = 10 * time.Second
@@ -121,7 +126,7 @@ func (t *terminalHost) rename(ctx context.Context, id, name string) error {
 
 // ask calls the process, and once more if it was gone and another was started.
 func (t *terminalHost) ask(ctx context.Context, call func(*ptyhost.Client) error) error {
-	err := call(ptyhost.Dial(t.socket))
+	err := call(t.dial())
 	var unreachable *net.OpError
 	if !errors.As(err, &unreachable) || unreachable.Op != "dial" {
 		return err
@@ -130,13 +135,13 @@ func (t *terminalHost) ask(ctx context.Context, call func(*ptyhost.Client) error
 	if err := t.ensure(ctx); err != nil {
 		return err
 	}
-	return call(ptyhost.Dial(t.socket))
+	return call(t.dial())
 }
 
 // watch starts another process whenever the one that owns the terminals ends, until ctx is done.
 func (t *terminalHost) watch(ctx context.Context) {
 	for ctx.Err() == nil {
-		err := ptyhost.Dial(t.socket).Watch(ctx)
+		err := t.dial().Watch(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -169,14 +174,15 @@ func (t *terminalHost) lostAt() string {
 func (t *terminalHost) ensure(ctx context.Context) error {
 	t.starting.Lock()
 	defer t.starting.Unlock()
-	_, err := ptyhost.Ensure(context.WithoutCancel(ctx), t.socket, func() error {
+	return t.dial().Ensure(context.WithoutCancel(ctx), func() error {
 		if t.start == nil {
 			return errors.New("cannot start the process that owns the terminals: it is run by something else")
 		}
 		return t.start(t.socket)
 	})
-	return err
 }
 
+func (t *terminalHost) dial() *ptyhost.Client { return ptyhost.DialAs(t.user, t.socket) }
+
 // end ends every terminal and the process.
-func (t *terminalHost) end(ctx context.Context) error { return ptyhost.Dial(t.socket).Shutdown(ctx) }
+func (t *terminalHost) end(ctx context.Context) error { return t.dial().Shutdown(ctx) }

@@ -15,11 +15,14 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/wire"
 )
 
 // Config configures a [Lister]. The zero value works.
 type Config struct {
+	// User is whose engines are asked, and who must be allowed to; nil is the user that this process runs as.
+	User *account.User
 	// Timeout is what each engine gets to answer; zero means 5 s.
 	Timeout time.Duration
 	// Log is where the lister writes; nil discards.
@@ -67,7 +70,7 @@ func New(cfg Config) *Lister {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Lister{
-		timeout: cfg.Timeout, heartbeat: heartbeat, linger: linger, rescan: rescan, log: cfg.Log, find: machine().engines,
+		timeout: cfg.Timeout, heartbeat: heartbeat, linger: linger, rescan: rescan, log: cfg.Log, find: enginesOf(cfg.User),
 		wake: make(chan struct{}, 1), running: make(chan struct{}), watchers: make(map[chan struct{}]bool),
 	}
 }

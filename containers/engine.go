@@ -102,6 +102,9 @@ func (e engine) dial(ctx context.Context) (net.Conn, error) {
 	if u, err := url.Parse(e.host); err == nil && network == "tcp" {
 		address = u.Host
 	}
+	if network == "unix" {
+		return e.user.DialUnix(ctx, address)
+	}
 	return new(net.Dialer).DialContext(ctx, network, address)
 }
 

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/berthd/berth/account"
 )
 
 // engine is a container engine that may be there.
@@ -18,6 +20,7 @@ type engine struct {
 	name       string // what people call it
 	host       string // as in DOCKER_HOST
 	tlsFromEnv bool   // DOCKER_TLS_VERIFY and DOCKER_CERT_PATH apply
+	user       *account.User
 }
 
 // surroundings is what tells where engines are.
@@ -28,9 +31,39 @@ type surroundings struct {
 	run    []string // where the system keeps sockets
 }
 
-func machine() surroundings {
-	home, _ := os.UserHomeDir()
-	return surroundings{getenv: os.Getenv, home: home, uid: os.Getuid(), run: []string{"/run", "/var/run"}}
+// machine returns those of user, or of this process.
+func machine(user *account.User) surroundings {
+	s := surroundings{getenv: os.Getenv, uid: os.Getuid(), run: []string{"/run", "/var/run"}}
+	if user == nil {
+		s.home, _ = os.UserHomeDir()
+		return s
+	}
+	s.home, s.uid = user.Home, int(user.UID)
+	s.getenv = func(name string) string {
+		if name == "XDG_RUNTIME_DIR" { // where this process's own user has theirs
+			return ""
+		}
+		return os.Getenv(name)
+	}
+	return s
+}
+
+// enginesOf returns what finds the engines that user can see. They are asked as that user, too.
+func enginesOf(user *account.User) func() ([]engine, []string) {
+	s := machine(user)
+	return func() (found []engine, warnings []string) {
+		err := user.Do(func() error {
+			found, warnings = s.engines()
+			return nil
+		})
+		if err != nil {
+			return nil, []string{fmt.Sprintf("cannot list containers: %v", err)}
+		}
+		for i := range found {
+			found[i].user = user
+		}
+		return found, warnings
+	}
 }
 
 // engines returns every engine whose socket exists, and those that the environment names whether they exist or not. Each socket comes once, under

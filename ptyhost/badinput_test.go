@@ -26,8 +26,8 @@ func hostProcess(t *testing.T, socket, prepare string) *Client {
 	cmd.Env = append(os.Environ(), envHost+"="+socket)
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	c, err := Ensure(testContext(t), socket, cmd.Start)
-	if err != nil {
+	c := Dial(socket)
+	if err := c.Ensure(testContext(t), cmd.Start); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -69,8 +69,8 @@ func TestDiskFull(t *testing.T) {
 	}
 	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
 	socket := filepath.Join(dir, "s")
-	c, err := Ensure(testContext(t), socket, func() error { return startHost(socket) })
-	if err != nil {
+	c := Dial(socket)
+	if err := c.Ensure(testContext(t), func() error { return startHost(socket) }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -90,7 +90,7 @@ func TestDiskFull(t *testing.T) {
 	}
 
 	// A host that starts then has no log.
-	if err := StartDetached(exec.Command("/bin/true"), "/dev/full"); err != nil {
+	if err := StartDetached(exec.Command("/bin/true"), nil, "/dev/full"); err != nil {
 		t.Errorf("a log on /dev/full: %v", err)
 	}
 	none := socketDir(t)
@@ -98,7 +98,7 @@ func TestDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { syscall.Unmount(none, syscall.MNT_DETACH) })
-	if err := StartDetached(exec.Command("/bin/true"), filepath.Join(none, "log")); err != nil {
+	if err := StartDetached(exec.Command("/bin/true"), nil, filepath.Join(none, "log")); err != nil {
 		t.Errorf("without room for a log: %v", err)
 	}
 }

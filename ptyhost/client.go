@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/berthd/berth/account"
 )
 
 // ensureTimeout is how long a host that was just started may take to answer, when the caller's context sets no earlier end.
@@ -22,10 +24,15 @@ const ensureTimeout = 10 * time.Second
 // and survives the host being replaced.
 type Client struct {
 	socket string
+	user   *account.User
 }
 
 // Dial returns a client of the host that listens on socket. It does not connect yet.
-func Dial(socket string) *Client { return &Client{socket: socket} }
+func Dial(socket string) *Client { return DialAs(nil, socket) }
+
+// DialAs is [Dial] for the terminals of another user. The socket may lie where they can replace it, so a host that does not run as them is refused:
+// its programs would not either.
+func DialAs(user *account.User, socket string) *Client { return &Client{socket, user} }
 
 // link is a connection to the host after the handshake.
 type link struct {
@@ -46,10 +53,13 @@ func (c *Client) open(ctx context.Context, request []byte) (*link, error) {
 }
 
 func (c *Client) try(ctx context.Context, request []byte) (*link, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", c.socket)
+	conn, err := c.user.DialUnix(ctx, c.socket)
 	if err != nil {
 		return nil, fmt.Errorf("cannot reach the terminal host: %w", err)
+	}
+	if err := c.checkHost(conn); err != nil {
+		conn.Close()
+		return nil, err
 	}
 	l := &link{conn: conn, r: bufio.NewReaderSize(conn, maxOutput)}
 	conn.SetDeadline(time.Now().Add(handshakeTimeout))
@@ -63,6 +73,18 @@ func (c *Client) try(ctx context.Context, request []byte) (*link, error) {
 		return nil, fmt.Errorf("cannot talk to the terminal host: %w", err)
 	}
 	return l, nil
+}
+
+// checkHost refuses a host of another user than the one whose terminals are wanted, whatever it would say of itself.
+func (c *Client) checkHost(conn net.Conn) error {
+	if c.user == nil {
+		return nil
+	}
+	host, err := peer(conn)
+	if err == nil && host.Uid != c.user.UID {
+		err = fmt.Errorf("refused the terminals at %s: they belong to user %d, not to %s", c.socket, host.Uid, c.user)
+	}
+	return err
 }
 
 func (l *link) hello(request []byte) error {
@@ -222,30 +244,26 @@ func (c *Client) atLeast(ctx context.Context, version int) error {
 	return nil
 }
 
-// Ensure finds the living host behind socket, or starts one by calling start and waits until it answers. If several processes do so at once, all
-// get the one host that won: see [Listen].
-func Ensure(ctx context.Context, socket string, start func() error) (*Client, error) {
-	c := Dial(socket)
+// Ensure finds the living host, or starts one by calling start and waits until it answers. If several processes do so at once, all get the one host
+// that won: see [Listen].
+func (c *Client) Ensure(ctx context.Context, start func() error) error {
 	err := c.ping(ctx)
-	if err == nil {
-		return c, nil
-	}
-	if !absent(err) {
-		return nil, err
+	if err == nil || !absent(err) {
+		return err
 	}
 	if err := start(); err != nil {
-		return nil, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, ensureTimeout)
 	defer cancel()
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		if err = c.ping(ctx); err == nil {
-			return c, nil
+			return nil
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("the terminal host was started but does not answer on %s; its log tells why: %w", socket, err)
+			return fmt.Errorf("the terminal host was started but does not answer on %s; its log tells why: %w", c.socket, err)
 		}
 	}
 }

@@ -188,26 +188,30 @@ func (h *Host) handle(conn net.Conn) error {
 	}
 }
 
-func peer(fd int) (*unix.Ucred, error) {
-	return unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+// peer returns who is behind the other side of a Unix socket, as the kernel knows it.
+func peer(conn net.Conn) (cred *unix.Ucred, err error) {
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		return nil, fmt.Errorf("cannot serve %T: terminals are served on Unix sockets only", conn)
+	}
+	raw, err := unixConn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
+		return nil, cerr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot tell who is at the other end: %w", err)
+	}
+	return cred, nil
 }
 
 // checkPeer refuses other users, should the socket's permissions ever not.
 func checkPeer(conn net.Conn) error {
-	unixConn, ok := conn.(*net.UnixConn)
-	if !ok {
-		return fmt.Errorf("cannot serve %T: terminals are served on Unix sockets only", conn)
-	}
-	raw, err := unixConn.SyscallConn()
+	cred, err := peer(conn)
 	if err != nil {
 		return err
-	}
-	var cred *unix.Ucred
-	if cerr := raw.Control(func(fd uintptr) { cred, err = peer(int(fd)) }); cerr != nil {
-		return cerr
-	}
-	if err != nil {
-		return fmt.Errorf("cannot tell who connects: %w", err)
 	}
 	if uid := int(cred.Uid); uid != 0 && uid != os.Getuid() {
 		return fmt.Errorf("refused user %d: these terminals belong to user %d", uid, os.Getuid())

@@ -47,7 +47,7 @@ func hostMain(socket string) int {
 }
 
 func parentMain(socket string) int {
-	if _, err := Ensure(context.Background(), socket, func() error { return startHost(socket) }); err != nil {
+	if err := Dial(socket).Ensure(context.Background(), func() error { return startHost(socket) }); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/account"
 )
 
 // maxSocketPath is sun_path less its final zero.
@@ -106,8 +108,8 @@ func RunProcess(ctx context.Context, socket string, log *slog.Logger) error {
 }
 
 // StartDetached starts cmd in a session of its own, its output appended to the file at logPath (or lost, where the disk is full), so that it outlives this process and its
-// terminal. It is what the start function given to [Ensure] calls. It does not wait; should cmd end before this process, it is reaped.
-func StartDetached(cmd *exec.Cmd, logPath string) error {
+// terminal. It runs as user, who may be nil. It is what the start function given to [Client.Ensure] calls. It does not wait; should cmd end before this process, it is reaped.
+func StartDetached(cmd *exec.Cmd, user *account.User, logPath string) error {
 	if err := os.MkdirAll(filepath.Dir(logPath), 0o700); err != nil {
 		return fmt.Errorf("cannot make the log's directory: %w", err)
 	}
@@ -128,7 +130,7 @@ func StartDetached(cmd *exec.Cmd, logPath string) error {
 	if cmd.Dir == "" {
 		cmd.Dir = "/" // keep no file system busy
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: user.Credential()}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("cannot start the terminal host: %w", err)
 	}

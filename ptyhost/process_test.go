@@ -15,7 +15,7 @@ import (
 
 func startHost(socket string) error {
 	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"ptyhost"}, Env: append(os.Environ(), envHost+"="+socket, envParent+"=")}
-	return StartDetached(cmd, socket+".log")
+	return StartDetached(cmd, nil, socket+".log")
 }
 
 func socketDir(t *testing.T) string {
@@ -57,8 +57,8 @@ func TestParentKilled(t *testing.T) {
 	parent.Wait()
 	fmt.Fprintln(a, "one")
 	a.expect(t, "still here one")
-	again, err := Ensure(testContext(t), socket, func() error { return errors.New("a second host was started") })
-	if err != nil {
+	again := Dial(socket)
+	if err := again.Ensure(testContext(t), func() error { return errors.New("a second host was started") }); err != nil {
 		t.Fatal(err)
 	}
 	b := watch(t, attach(t, again, AttachRequest{ID: "work"}))
@@ -83,8 +83,8 @@ func TestParentKilled(t *testing.T) {
 // TestHostKilled wants viewers to be told when the host dies, and a new host to take its place.
 func TestHostKilled(t *testing.T) {
 	socket := filepath.Join(socketDir(t), "s")
-	c, err := Ensure(testContext(t), socket, func() error { return startHost(socket) })
-	if err != nil {
+	c := Dial(socket)
+	if err := c.Ensure(testContext(t), func() error { return startHost(socket) }); err != nil {
 		t.Fatal(err)
 	}
 	a := watch(t, attach(t, c, AttachRequest{Create: shell("echo up; read x")}))
@@ -99,7 +99,7 @@ func TestHostKilled(t *testing.T) {
 	if _, err := c.Attach(testContext(t), AttachRequest{ID: "x"}); !errors.As(err, &op) || op.Op != "dial" {
 		t.Errorf("attach without a host: %v", err)
 	}
-	if c, err = Ensure(testContext(t), socket, func() error { return startHost(socket) }); err != nil {
+	if err := c.Ensure(testContext(t), func() error { return startHost(socket) }); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Shutdown(testContext(t)); err != nil {
@@ -114,19 +114,11 @@ func hostPID(t *testing.T, socket string) int {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	raw, err := conn.(*net.UnixConn).SyscallConn()
+	host, err := peer(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid := 0
-	if err := raw.Control(func(fd uintptr) {
-		if cred, err := peer(int(fd)); err == nil {
-			pid = int(cred.Pid)
-		}
-	}); err != nil || pid == 0 {
-		t.Fatalf("no host: %v", err)
-	}
-	return pid
+	return int(host.Pid)
 }
 
 func TestListen(t *testing.T) {

@@ -77,7 +77,7 @@ func playOldHost(t *testing.T) *Client {
 func TestOldHost(t *testing.T) {
 	const id = "7e571d00-0000-4000-8000-000000000001"
 	c := playOldHost(t)
-	if _, err := Ensure(testContext(t), c.socket, func() error { return errors.New("another host was started") }); err != nil {
+	if err := c.Ensure(testContext(t), func() error { return errors.New("another host was started") }); err != nil {
 		t.Fatal(err)
 	}
 	a := attach(t, c, AttachRequest{ID: id, Create: shell("true")})

@@ -171,7 +171,7 @@ func (r *Runner) command(s *agentpb.WorkspaceAgentScript, source uuid.UUID) (spe
 	data := filepath.Join(r.cfg.DataDir, dataName, source.String())
 	bin := BinDir(r.cfg.DataDir)
 	for _, dir := range []string{data, bin} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := r.cfg.Shell.Do(func() error { return os.MkdirAll(dir, 0o700) }); err != nil {
 			return shell.Spec{}, nil, fmt.Errorf("cannot make a script's directory: %w", err)
 		}
 	}
@@ -182,12 +182,16 @@ func (r *Runner) command(s *agentpb.WorkspaceAgentScript, source uuid.UUID) (spe
 	if err != nil || asText(s.GetScript(), spec.Argv) {
 		return spec, func() {}, err
 	}
-	path, err := writeText(data, s.GetScript())
+	var path string
+	err = r.cfg.Shell.Do(func() (err error) {
+		path, err = writeText(data, s.GetScript())
+		return err
+	})
 	if err != nil {
 		return shell.Spec{}, nil, err
 	}
 	spec.Argv = append(spec.Argv[:len(spec.Argv)-2], path) // in the place of -c and the text
-	return spec, func() { os.Remove(path) }, nil
+	return spec, func() { r.cfg.Shell.Do(func() error { return os.Remove(path) }) }, nil
 }
 
 // takesText are the interpreters that run what stands behind -c. It makes others check a file's syntax, or is nothing to them: they are given the script as
@@ -255,17 +259,26 @@ func (r *Runner) openLog(s *agentpb.WorkspaceAgentScript, source uuid.UUID) *os.
 	if path == "" {
 		path = filepath.Join(r.cfg.LogDir, "coder-script-"+source.String()+".log")
 	}
+	var file *os.File
+	err := r.cfg.Shell.Do(func() (err error) { // a link that was laid there leads no further than the script itself could go
+		file, err = openAppend(path)
+		return err
+	})
+	if err != nil {
+		r.cfg.Log.Warn("a script runs without a log file", "script", name(s), "err", err)
+		return nil
+	}
+	return file
+}
+
+// openAppend opens a log file, and makes it if need be.
+func openAppend(path string) (*os.File, error) {
 	flags := os.O_CREATE | os.O_WRONLY | os.O_APPEND
 	if info, err := os.Stat(path); err == nil && info.Size() > maxOldLog {
 		flags |= os.O_TRUNC
 	}
-	err := os.MkdirAll(filepath.Dir(path), 0o700)
-	if err == nil {
-		var file *os.File
-		if file, err = os.OpenFile(path, flags, 0o600); err == nil {
-			return file
-		}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
 	}
-	r.cfg.Log.Warn("a script runs without a log file", "script", name(s), "err", err)
-	return nil
+	return os.OpenFile(path, flags, 0o600)
 }

@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/berthd/berth/account"
 )
 
 // defaultPath is what a login gets where the agent was started without any PATH.
@@ -44,6 +46,16 @@ func clientMaySet(name string) bool {
 	return !LoaderVariable(name) && !clientVariables[name] && !serviceVariables[name]
 }
 
+// ownVariable tells whether a variable of this process is about its own user, and would lead another one
+// to places that are not theirs.
+func ownVariable(name, _ string) bool {
+	switch name {
+	case "HOME", "MAIL", "PWD", "OLDPWD", "XAUTHORITY", "SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS":
+		return true
+	}
+	return strings.HasPrefix(name, "XDG_") || strings.HasPrefix(name, "SUDO_")
+}
+
 // environment maps names to values.
 type environment map[string]string
 
@@ -69,6 +81,12 @@ func (e environment) addAll(pairs []string, pass func(name string) bool) {
 	}
 }
 
+// become makes the environment of a process what one of another user starts from.
+func (e environment) become(u *account.User) {
+	maps.DeleteFunc(e, ownVariable)
+	e.add("HOME", u.Home)
+}
+
 func (e environment) merge(other environment)   { maps.Copy(e, other) }
 func (e environment) clone() environment        { return maps.Clone(e) }
 func (e environment) lookup(name string) string { return e[name] }
@@ -86,5 +104,5 @@ func (e environment) list() []string {
 	return pairs
 }
 
-// quote makes s one word of a POSIX shell.
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+// Quote makes s one word of a POSIX shell.
+func Quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
@@ -33,6 +34,8 @@ const HangupGrace = 10 * time.Second
 
 // Config says what does not change while the agent runs. The zero value works.
 type Config struct {
+	// User is whom commands run as; nil is the user that this process runs as.
+	User *account.User
 	// AgentPath is a program that answers as git's ssh command and askpass. Empty for none.
 	AgentPath string
 	// URL is the control server's, exported so that helpers in the workspace find it.
@@ -51,7 +54,7 @@ type Config struct {
 type Workspace struct {
 	cfg     Config
 	environ environment // the agent process's own
-	account account
+	account account.User
 	current atomic.Pointer[manifest]
 }
 
@@ -68,8 +71,7 @@ type secretPair struct {
 	value wire.Secret
 }
 
-// New returns a workspace of the user that this process runs as. Its commands start from the
-// environment that the process has at this moment.
+// New returns a workspace. Its commands start from the environment that the process has at this moment.
 func New(cfg Config) *Workspace {
 	return newWorkspace(cfg, os.Environ(), "/etc/passwd")
 }
@@ -80,11 +82,18 @@ func newWorkspace(cfg Config, environ []string, passwd string) *Workspace {
 	}
 	env := environment{}
 	env.addAll(environ, func(name string) bool { return !serviceVariables[name] })
-	return &Workspace{cfg: cfg, environ: env, account: lookUp(passwd, os.Getuid(), env)}
+	w := &Workspace{cfg: cfg, environ: env}
+	if cfg.User != nil {
+		env.become(cfg.User)
+		w.account = *cfg.User
+	} else {
+		w.account = lookUp(passwd, os.Getuid(), env)
+	}
+	return w
 }
 
 // String names the user. The environments that a Workspace holds have credentials and never print.
-func (w *Workspace) String() string { return "workspace of " + w.account.name }
+func (w *Workspace) String() string { return "workspace of " + w.account.Name }
 
 // GoString implements [fmt.GoStringer], for %#v.
 func (w *Workspace) GoString() string { return w.String() }
@@ -92,7 +101,7 @@ func (w *Workspace) GoString() string { return w.String() }
 // Update puts a manifest and the session token in force for commands started from now on.
 func (w *Workspace) Update(m *agentpb.Manifest, token wire.Secret) {
 	next := &manifest{
-		directory: w.Expand(m.GetDirectory(), w.account.home),
+		directory: w.Expand(m.GetDirectory(), w.account.Home),
 		fixed:     w.fixed(m, token),
 		template:  environment{},
 	}
@@ -141,7 +150,7 @@ func (w *Workspace) fixed(m *agentpb.Manifest, token wire.Secret) environment {
 	}
 	if w.cfg.AgentPath != "" {
 		// git hands this one to a shell; it takes GIT_ASKPASS as a bare path.
-		env.add("GIT_SSH_COMMAND", quote(w.cfg.AgentPath)+" git-ssh --")
+		env.add("GIT_SSH_COMMAND", Quote(w.cfg.AgentPath)+" git-ssh --")
 	}
 	return env
 }
@@ -156,7 +165,11 @@ func (w *Workspace) Directory() string {
 }
 
 // Home returns the user's home directory: $HOME, else the user database's, else "/".
-func (w *Workspace) Home() string { return w.account.home }
+func (w *Workspace) Home() string { return w.account.Home }
+
+// Do does what f does on behalf of the workspace, with the rights that its commands have; see
+// [account.User.Do].
+func (w *Workspace) Do(f func() error) error { return w.cfg.User.Do(f) }
 
 // Expand makes path absolute: a leading ~ is the home directory, $VAR and ${VAR} come from the
 // agent's environment, and what is relative then is joined to base. An empty path stays empty.
@@ -165,7 +178,7 @@ func (w *Workspace) Expand(path, base string) string {
 		return ""
 	}
 	if rest, ok := strings.CutPrefix(path, "~"); ok {
-		path = filepath.Join(w.account.home, rest)
+		path = filepath.Join(w.account.Home, rest)
 	}
 	path = os.Expand(path, w.environ.lookup)
 	if !filepath.IsAbs(path) {
@@ -185,12 +198,16 @@ func (w *Workspace) Command(line string, clientEnv []string) (Spec, error) {
 	if strings.ContainsRune(line, 0) {
 		return Spec{}, errors.New("cannot start a command: it contains a NUL byte")
 	}
-	return Spec{Argv: w.argv(line), Dir: w.startDir(m), Env: w.env(m, clientEnv)}, nil
+	dir, err := w.startDir(m)
+	if err != nil {
+		return Spec{}, err
+	}
+	return Spec{Argv: w.argv(line), Dir: dir, Env: w.env(m, clientEnv), User: w.cfg.User}, nil
 }
 
 func (w *Workspace) argv(line string) []string {
 	if line == "" {
-		return []string{w.account.shell, "-l"}
+		return []string{w.account.Shell, "-l"}
 	}
 	if rest, ok := strings.CutPrefix(strings.TrimSpace(line), "#!"); ok {
 		first, _, _ := strings.Cut(rest, "\n")
@@ -198,27 +215,32 @@ func (w *Workspace) argv(line string) []string {
 			return append(interpreter, "-c", line)
 		}
 	}
-	return []string{w.account.shell, "-c", line}
+	return []string{w.account.Shell, "-c", line}
 }
 
-func (w *Workspace) startDir(m *manifest) string {
-	for _, dir := range []string{m.directory, w.account.home} {
-		if info, err := os.Stat(dir); err == nil && info.IsDir() {
-			return dir
+func (w *Workspace) startDir(m *manifest) (dir string, err error) {
+	err = w.Do(func() error {
+		for _, dir = range []string{m.directory, w.account.Home} {
+			// The dot is there only for those who may enter.
+			if info, err := os.Stat(dir + "/."); dir != "" && err == nil && info.IsDir() {
+				return nil
+			}
 		}
-	}
-	// A command in the wrong place beats none: a person needs a shell to make the missing home.
-	return "/"
+		// A command in the wrong place beats none: a person needs a shell to make the missing home.
+		dir = "/"
+		return nil
+	})
+	return dir, err
 }
 
 func (w *Workspace) env(m *manifest, clientEnv []string) []string {
 	env := w.environ.clone()
 	env.addAll(clientEnv, clientMaySet)
-	env.add("USER", w.account.name)
-	env.add("LOGNAME", w.account.name)
-	env.add("SHELL", w.account.shell)
+	env.add("USER", w.account.Name)
+	env.add("LOGNAME", w.account.Name)
+	env.add("SHELL", w.account.Shell)
 	if env["HOME"] == "" { // a service manager may start the agent without
-		env.add("HOME", w.account.home)
+		env.add("HOME", w.account.Home)
 	}
 	env.merge(m.fixed)
 	env.merge(m.template)
@@ -249,6 +271,8 @@ type Spec struct {
 	Argv []string // Argv[0] is a path or a name to find in PATH
 	Dir  string
 	Env  []string // sorted, each name once
+	// User is whom it runs as; nil is the user that this process runs as.
+	User *account.User
 }
 
 // String returns the program and directory.
@@ -272,7 +296,7 @@ func (s Spec) Cmd(ctx context.Context) *exec.Cmd {
 	cmd.Args[0] = s.Argv[0]
 	cmd.Dir = s.Dir
 	cmd.Env = s.Env
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: s.User.Credential()}
 	cmd.Cancel = func() error { return Signal(cmd.Process, syscall.SIGHUP) }
 	cmd.WaitDelay = HangupGrace
 	return cmd
@@ -287,19 +311,26 @@ func (s Spec) program() string {
 	if strings.Contains(name, "/") {
 		return name
 	}
-	for _, pair := range s.Env {
-		path, ok := strings.CutPrefix(pair, "PATH=")
-		if !ok {
-			continue
-		}
-		for _, dir := range filepath.SplitList(path) {
-			candidate := filepath.Join(dir, name)
-			if isExecutable(candidate) {
-				return candidate
+	found := name // exec says that it is not there
+	err := s.User.Do(func() error {
+		for _, pair := range s.Env {
+			path, ok := strings.CutPrefix(pair, "PATH=")
+			if !ok {
+				continue
+			}
+			for _, dir := range filepath.SplitList(path) {
+				if candidate := filepath.Join(dir, name); isExecutable(candidate) {
+					found = candidate
+					return nil
+				}
 			}
 		}
+		return nil
+	})
+	if err != nil {
+		return name // it cannot be started either, and then the reason is told
 	}
-	return name // exec says that it is not there
+	return found
 }
 
 // Signal sends sig to the process group that p leads. A group that is gone is [os.ErrProcessDone].

@@ -20,6 +20,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/internal/testhome"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
@@ -98,14 +99,14 @@ func TestLoginShell(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w, _ := workspace(t, Config{}, c.passwd, c.environ)
-			if w.account.shell != c.want {
-				t.Errorf("got %s, want %s", w.account.shell, c.want)
+			if w.account.Shell != c.want {
+				t.Errorf("got %s, want %s", w.account.Shell, c.want)
 			}
 		})
 	}
 	t.Run("no entry", func(t *testing.T) {
 		got := lookUp("/nowhere/passwd", 4711, environment{"SHELL": "/bin/cat"})
-		if diff := cmp.Diff(account{"4711", "/", "/bin/cat"}, got, cmp.AllowUnexported(account{})); diff != "" {
+		if diff := cmp.Diff(account.User{Name: "4711", Home: "/", Shell: "/bin/cat"}, got); diff != "" {
 			t.Error(diff)
 		}
 	})
@@ -115,8 +116,8 @@ func TestLoginShell(t *testing.T) {
 			t.Fatal(err)
 		}
 		for user, want := range map[string]string{"": "root", "toor": "toor", "bob": "root"} {
-			if got := lookUp(path, 0, environment{"USER": user}); got.name != want {
-				t.Errorf("USER=%s gives %s, want %s", user, got.name, want)
+			if got := lookUp(path, 0, environment{"USER": user}); got.Name != want {
+				t.Errorf("USER=%s gives %s, want %s", user, got.Name, want)
 			}
 		}
 	})

@@ -24,23 +24,29 @@ func (a *agentSocket) open(c *connection, conn *ssh.ServerConn) (string, error) 
 	if a.path != "" {
 		return a.path, nil
 	}
-	dir, err := os.MkdirTemp("", "berth-agent-") // 0700
+	user := c.srv.cfg.User
+	var dir string
+	err := user.Do(func() (err error) {
+		dir, err = os.MkdirTemp("", "berth-agent-") // 0700
+		return err
+	})
 	if err != nil {
 		return "", fmt.Errorf("cannot make a folder for the agent's socket: %w", err)
 	}
+	remove := func() { user.Do(func() error { return os.RemoveAll(dir) }) }
 	path := filepath.Join(dir, "agent.sock")
-	l, err := net.Listen("unix", path)
+	l, err := user.ListenUnix(path)
 	if err != nil {
-		os.RemoveAll(dir)
+		remove()
 		return "", fmt.Errorf("cannot listen for the agent: %w", err)
 	}
 	ok := c.run("agent", func() {
-		defer os.RemoveAll(dir)
+		defer remove()
 		c.accept(conn, l, "auth-agent@openssh.com", func(net.Addr) []byte { return nil })
 	})
 	if !ok {
 		l.Close()
-		os.RemoveAll(dir)
+		remove()
 		return "", net.ErrClosed
 	}
 	a.path = path

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/berthd/berth/account"
 )
 
 // A dial that has not succeeded by then is reported as failed; people do not wait for the kernel's two minutes.
@@ -71,8 +73,7 @@ func (c *connection) directUnix(_ *ssh.ServerConn, nc ssh.NewChannel) {
 
 // dial joins a channel that the client opens with a connection to address.
 func (c *connection) dial(nc ssh.NewChannel, network, address string) {
-	dialer := net.Dialer{Timeout: dialTimeout}
-	conn, err := dialer.DialContext(c.ctx, network, address)
+	conn, err := c.connect(network, address)
 	if err != nil {
 		nc.Reject(ssh.ConnectionFailed, err.Error())
 		return
@@ -90,6 +91,16 @@ type socket interface {
 	net.Conn
 	source
 	CloseWrite() error
+}
+
+// connect connects to address, to a Unix socket as the user of the session: it has an owner who lets some in. A port has none.
+func (c *connection) connect(network, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(c.ctx, dialTimeout)
+	defer cancel()
+	if network == "unix" {
+		return c.srv.cfg.User.DialUnix(ctx, address)
+	}
+	return new(net.Dialer).DialContext(ctx, network, address)
 }
 
 // join copies both ways until both ends have said EOF or either is closed. The EOF of one end is passed on and leaves the other way open.
@@ -173,7 +184,11 @@ func (c *connection) forwardTCP(conn *ssh.ServerConn, payload []byte) (bool, []b
 	if host == "*" { // OpenSSH's word for every address, which it sends as such when asked for it by name
 		host = ""
 	}
-	l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(p.Port))))
+	var l net.Listener
+	err := c.srv.cfg.User.Do(func() (err error) { // as with sshd, the low ports are for root alone
+		l, err = net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(p.Port))))
+		return err
+	})
 	if err != nil {
 		c.srv.cfg.Log.Info("cannot listen for an SSH client", "remote", c.remote, "err", err)
 		return false, nil
@@ -213,7 +228,7 @@ func (c *connection) forwardUnix(conn *ssh.ServerConn, payload []byte) (bool, []
 	if c.forwards.has(unixName(p.Path)) {
 		return true, nil
 	}
-	l, err := listenUnix(p.Path)
+	l, err := listenUnix(c.srv.cfg.User, p.Path)
 	if err != nil {
 		c.srv.cfg.Log.Info("cannot listen for an SSH client", "remote", c.remote, "err", err)
 		return false, nil
@@ -230,34 +245,41 @@ func (c *connection) cancelForwardUnix(_ *ssh.ServerConn, payload []byte) (bool,
 
 func unixName(path string) string { return "unix " + path }
 
-// listenUnix listens on a socket at path that this user alone may use. It makes the folder and removes what is at path, but no folder.
-func listenUnix(path string) (net.Listener, error) {
+// listenUnix listens on a socket at path that user alone may use. It makes the folder and removes what is at path, but no folder.
+func listenUnix(user *account.User, path string) (l net.Listener, err error) {
 	if path == "" || strings.ContainsRune(path, 0) || path[0] == '@' { // no abstract sockets: those have no permissions
 		return nil, fmt.Errorf("cannot listen on a socket called %q", path)
 	}
+	err = user.Do(func() error {
+		if err := makeWay(path); err != nil {
+			return err
+		}
+		if l, err = user.ListenUnix(path); err != nil {
+			return err
+		}
+		if err := os.Chmod(path, 0o600); err != nil {
+			l.Close()
+			return err
+		}
+		return nil
+	})
+	return l, err
+}
+
+// makeWay makes the folder of path and removes what is there, but no folder.
+func makeWay(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, err
+		return err
 	}
 	switch info, err := os.Lstat(path); {
 	case errors.Is(err, fs.ErrNotExist):
+		return nil
 	case err != nil:
-		return nil, err
+		return err
 	case info.IsDir():
-		return nil, fmt.Errorf("cannot listen on %s: it is a folder", path)
-	default:
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
+		return fmt.Errorf("cannot listen on %s: it is a folder", path)
 	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
+	return os.Remove(path)
 }
 
 // listen opens a channel to the client for each connection that l accepts, until l is cancelled or the connection ends. It owns l.

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/ptyhost"
 	"github.com/berthd/berth/shell"
 )
@@ -37,6 +38,13 @@ type Config struct {
 	// Command says how a command line is started; the empty line is the login shell. clientEnv is what the client sent, already
 	// filtered, as NAME=value. An error (such as a manifest that has not come yet) is shown to the user.
 	Command func(line string, clientEnv []string) (shell.Spec, error)
+
+	// User is whom Command runs things as, and whom the sockets belong to that clients ask for; nil is the user that this process runs as.
+	User *account.User
+
+	// SFTP is a command line that calls [ServeSFTP] in a process of its own. It is run by Command, since file transfer is then held to what
+	// the user, and their login shell, may. Empty serves SFTP in this process.
+	SFTP string
 
 	// ContainerCommand is Command for a session that asks to be in a container. Optional; without it such sessions are refused.
 	ContainerCommand func(ctx context.Context, in Container, line string, clientEnv []string) (shell.Spec, error)
@@ -140,6 +148,8 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("cannot make an SSH server without terminals")
 	case cfg.Command == nil:
 		return nil, errors.New("cannot make an SSH server without a way to start commands")
+	case cfg.User != nil && cfg.SFTP == "":
+		return nil, errors.New("cannot make an SSH server for another user without a program that serves SFTP as them")
 	}
 	if cfg.KeepAlive == 0 {
 		cfg.KeepAlive = 24 * time.Hour

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/agent"
 	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/wire"
@@ -68,24 +69,16 @@ func (p process) server(ctx context.Context) (*client.Client, error) {
 // helpers makes the commands that sessions get, in the state directory: a path that stays the same
 // over upgrades, and that holds nothing else. berthd is called coder there only where that is asked
 // for, or where it was started by that name, as the start scripts of stock deployments do.
-func (s *settings) helpers(state *agent.State) (agent.Helpers, error) {
+func (s *settings) helpers(state *agent.State, user *account.User) (agent.Helpers, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return agent.Helpers{}, fmt.Errorf("cannot find berthd's own program: %w", err)
 	}
-	dir := state.Path("bin")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return agent.Helpers{}, fmt.Errorf("cannot make a directory for commands: %w", err)
-	}
+	dir := state.OwnPath("bin")
 	program := filepath.Join(dir, "berthd")
-	if err := link(self, program); err != nil {
+	err = user.Do(func() error { return s.linkHelpers(self, dir, program) })
+	if err != nil {
 		return agent.Helpers{}, err
-	}
-	coder := filepath.Join(dir, "coder")
-	if s.services.coderCommand || filepath.Base(self) == "coder" {
-		err = link(self, coder)
-	} else {
-		err = unlink(coder)
 	}
 	h := agent.Helpers{Program: program, Dir: dir}
 	for name, value := range map[string]string{
@@ -97,7 +90,21 @@ func (s *settings) helpers(state *agent.State) (agent.Helpers, error) {
 			h.Env = append(h.Env, name+"="+value)
 		}
 	}
-	return h, err
+	return h, nil
+}
+
+func (s *settings) linkHelpers(self, dir, program string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("cannot make a directory for commands: %w", err)
+	}
+	if err := link(self, program); err != nil {
+		return err
+	}
+	coder := filepath.Join(dir, "coder")
+	if s.services.coderCommand || filepath.Base(self) == "coder" {
+		return link(self, coder)
+	}
+	return unlink(coder)
 }
 
 // link makes path a symbolic link to target, in one step.

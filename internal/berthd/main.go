@@ -96,6 +96,10 @@ func Main(ctx context.Context, args, env []string, stdin io.Reader, stdout, stde
 		err = p.run(ctx, args, verb == "agent")
 	case verb == "ptyhost":
 		err = p.ptyhost(ctx)
+	case verb == "sftp-server":
+		err = p.sftpServer()
+	case verb == "user-check":
+		err = p.userCheck()
 	case verb == "container-exec":
 		err = p.containerExec(ctx)
 	case verb == "git-ssh" || verb == "gitssh":

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/ptyhost"
 )
 
@@ -40,8 +41,9 @@ func selfCommand(args []string) []string {
 // hostProgram owns the terminals where it lies beside berthd; elsewhere berthd does so itself.
 const hostProgram = "berthd-ptyhost"
 
-// startTerminals starts the process that owns the terminals. It outlives this one.
-func startTerminals(self []string, socket, logFile string, log *slog.Logger) error {
+// startTerminals starts the process that owns the terminals, as user: so are the terminals' devices and
+// programs, by nobody's doing. It outlives this one.
+func startTerminals(self []string, socket string, user *account.User, logFile string, log *slog.Logger) error {
 	exe, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("cannot start the terminal host: %w", err)
@@ -49,7 +51,7 @@ func startTerminals(self []string, socket, logFile string, log *slog.Logger) err
 	beside := filepath.Join(filepath.Dir(exe), hostProgram)
 	err = trusted(beside)
 	if err == nil {
-		err = ptyhost.StartDetached(&exec.Cmd{Path: beside, Args: []string{hostProgram, "--socket", socket}}, logFile)
+		err = ptyhost.StartDetached(&exec.Cmd{Path: beside, Args: []string{hostProgram, "--socket", socket}}, user, logFile)
 	}
 	if err == nil {
 		return nil
@@ -58,7 +60,7 @@ func startTerminals(self []string, socket, logFile string, log *slog.Logger) err
 		log.Warn("the program that lies beside berthd for the terminals is not used; berthd does its work, with more memory", "program", beside, "error", err)
 	}
 	argv := append(append([]string{}, self...), "ptyhost", "--socket", socket)
-	return ptyhost.StartDetached(&exec.Cmd{Path: exe, Args: argv}, logFile)
+	return ptyhost.StartDetached(&exec.Cmd{Path: exe, Args: argv}, user, logFile)
 }
 
 // trusted reports what speaks against running a program with this user's rights: others may have put it there.

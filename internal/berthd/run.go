@@ -39,6 +39,10 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	if p.isInit() && !s.noReap {
 		return runInit(whole, p.env.list())
 	}
+	user, err := s.findUser()
+	if err != nil {
+		return err
+	}
 	if p.env["GOMEMLIMIT"] == "" {
 		debug.SetMemoryLimit(tailnet.MemoryLimit)
 	}
@@ -78,25 +82,37 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	}
 	defer state.Close()
 	exchange.ProofKey = state.Path(proofKeyFile)
-	socket, err := agent.SocketPath(s.dirs.state, agent.LocalSocket)
+	if err := state.Lend(user); err != nil {
+		return stateError{err}
+	}
+	socket, err := state.SocketPath(agent.LocalSocket)
 	if err != nil {
 		return stateError{err}
 	}
 	if err := prepareEnvironment(socket); err != nil {
 		return err
 	}
-	cfg.State, cfg.Tail, cfg.Heartbeat = state, tail, systemd.heartbeat()
-	if cfg.Helpers, err = s.helpers(state); err != nil {
+	cfg.State, cfg.User, cfg.Tail, cfg.Heartbeat = state, user, tail, systemd.heartbeat()
+	self := selfCommand(whole)
+	if err := checkUser(ctx, self, user, state.OwnPath(".")); err != nil {
+		return err
+	}
+	if cfg.Helpers, err = s.helpers(state, user); err != nil && user != nil {
+		return stateError{err} // it is what serves files as the user
+	} else if err != nil {
 		log.Warn("git and others in the workspace cannot use the server's credentials", "error", err)
 	}
 	cfg.StartTerminals = func(socket string) error {
-		return startTerminals(selfCommand(whole), socket, state.Path("ptyhost.log"), log)
+		return startTerminals(self, socket, user, state.Path("ptyhost.log"), log)
 	}
 
 	defer context.AfterFunc(ctx, func() {
 		systemd.stopping(errors.Is(context.Cause(ctx), agent.ErrRestart), s.services.shutdownTimeout)
 	})()
 	log.Info("berthd starts", "version", version, "server", cfg.Server.URL, "identity", cfg.Identity, "state", s.dirs.state)
+	if user != nil {
+		log.Info("the workspace belongs to another user", "user", user)
+	}
 	if err := agent.Run(ctx, cfg); err != nil {
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			return stateError{fmt.Errorf("%w: make room there, or choose another --state-dir", err)}

@@ -27,6 +27,7 @@ type settings struct {
 	dirs     dirSettings
 	services serviceSettings
 	output   outputSettings
+	user     string // whom the workspace belongs to
 	// stock tells that berthd was started as the stock agent is. The scripts that do so start it once.
 	stock bool
 	// noReap keeps process 1 from being an init.
@@ -167,6 +168,9 @@ var options = []option{
 	{name: "state-dir", env: "BERTH_STATE_DIR",
 		usage: "`directory` for what outlives a restart (default /var/lib/berthd for root, else $XDG_STATE_HOME/berthd)",
 		bind:  text(func(s *settings) *string { return &s.dirs.state }, "")},
+	{name: "user", env: "BERTH_USER",
+		usage: "`name` or number of the user that everything in the workspace runs as; only for a berthd that is root",
+		bind:  text(func(s *settings) *string { return &s.user }, "")},
 	{name: "log-dir", env: "BERTH_LOG_DIR", fallback: "CODER_AGENT_LOG_DIR", stock: "log-dir",
 		usage: "`directory` for the logs of scripts (default log in the state directory)",
 		bind:  text(func(s *settings) *string { return &s.dirs.logs }, "")},

@@ -233,7 +233,7 @@ func TestHelperCommands(t *testing.T) {
 	for _, coder := range []bool{false, true, true, false} {
 		s := parse(t, environment{"BERTH_HEADER": "X-A=1,X-B=2", "BERTH_CA_FILE": "/ca.pem"})
 		s.services.coderCommand = coder
-		h, err := s.helpers(state)
+		h, err := s.helpers(state, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
