@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,12 +40,15 @@ agents:
   - name: box
     motd: ~/motd
     scripts:
-      - {display_name: starts, run_on_start: true, script: "id -un >~/started; touch $BERTH_SCRIPT_DATA_DIR/kept; command -v berthd >>~/started"}
+      - {display_name: starts, run_on_start: true, script: "id -un >~/started; touch $BERTH_SCRIPT_DATA_DIR/kept; echo $GIT_ASKPASS >>~/started"}
+    apps:
+      - {slug: demo}
     metadata:
       - {key: who, display_name: Who, script: id -un, interval: 10s, timeout: 5s}
     secrets:
       - {file: ~/.token, value: not-a-real-one}
   - name: nologin
+  - name: moved
 `
 
 func newLent(t *testing.T) *lent {
@@ -72,12 +76,13 @@ func newLent(t *testing.T) *lent {
 	return l
 }
 
-// runAs starts an agent for a user of the test's database.
-func (l *lent) runAs(agent, user string) *daemon {
+// runAs starts an agent that sees the test's user database.
+func (l *lent) runAs(agent string, flags ...string) *daemon {
 	l.t.Helper()
 	token := tokenPattern.FindString(l.berth("agent", "token", agent))
-	cmd := l.command("unshare", "--mount", "sh", "-c", `mount --bind "$1/passwd" /etc/passwd && mount --bind "$1/group" /etc/group && shift && exec "$@"`, "sh",
-		l.root, filepath.Join(bin, "berthd"), "run", "--user", user, "--state-dir", filepath.Join(l.root, "state-"+agent))
+	argv := []string{"--mount", "sh", "-c", `mount --bind "$1/passwd" /etc/passwd && mount --bind "$1/group" /etc/group && shift && exec "$@"`, "sh",
+		l.root, filepath.Join(bin, "berthd"), "run", "--state-dir", filepath.Join(l.root, "state-"+agent)}
+	cmd := l.command("unshare", append(argv, flags...)...)
 	cmd.Env = l.env("BERTH_URL="+l.url(), "BERTH_TOKEN="+token)
 	return l.startCommand(cmd, "berthd for "+agent)
 }
@@ -98,14 +103,14 @@ const devOnly, devPrivate = "54242:54243 -rw-------", "54242:54243 -rwx------"
 // TestTargetUser: with --user, a berthd that is root does nothing for a workspace that its user could not do.
 func TestTargetUser(t *testing.T) {
 	l := newLent(t)
-	berthd := l.runAs("box", "dev")
+	berthd := l.runAs("box", "--user", "dev")
 	berthd.wait("ready", 30*time.Second)
-	guest := l.runAs("nologin", fmt.Sprint(guestUID))
+	guest := l.runAs("nologin", "--user", fmt.Sprint(guestUID))
 	guest.wait("ready", 30*time.Second)
 	t.Run("at once", func(t *testing.T) {
 		for name, test := range map[string]func(*testing.T, *lent){
 			"who": lentWho, "no way back": lentNoWayBack, "root's file": lentSecret, "sftp": lentSFTP, "agent": lentAgent, "sockets": lentSockets,
-			"terminals": lentTerminals, "what berthd does": lentOnBehalf, "nologin": lentNoLogin, "refused": lentRefused,
+			"terminals": lentTerminals, "what berthd does": lentOnBehalf, "nologin": lentNoLogin, "refused": lentRefused, "root's terminals": lentLater,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -120,7 +125,8 @@ func TestTargetUser(t *testing.T) {
 	}
 	eventually(t, 10*time.Second, "nothing of the user is left", func() bool {
 		for _, p := range l.processes() {
-			if !strings.Contains(p, " serve ") {
+			pid, _, _ := strings.Cut(p, " ")
+			if info, err := os.Stat("/proc/" + pid); err == nil && info.Sys().(*syscall.Stat_t).Uid == devUID {
 				return false
 			}
 		}
@@ -278,8 +284,9 @@ func lentSockets(t *testing.T, l *lent) {
 
 func lentTerminals(t *testing.T, l *lent) {
 	p := l.terminal("shell", "box", "work")
-	fmt.Fprintln(p.in, `echo "at $(id -un) $(stat -c '%u %a' "$(tty)") $((40+2))"`)
-	waitFor(t, p, "at dev 54242 620 42")
+	// devpts gives a terminal to tty, 0620, where it is mounted so, and else to nobody but the user.
+	fmt.Fprintln(p.in, `echo at $(id -un) $(stat -c '%u %a' $(tty) | sed s/620/600/) $((40+2))`)
+	waitFor(t, p, "at dev 54242 600 42")
 	found := false
 	for _, process := range l.processes() {
 		pid, name, _ := strings.Cut(process, " ")
@@ -335,7 +342,15 @@ func lentOnBehalf(t *testing.T, l *lent) {
 	if got := l.ssh(t, "", "box.berth", "berthd report --app demo --state working --message hello"); got.Code != 0 {
 		t.Errorf("a report: %+v", got)
 	}
-	eventually(t, 30*time.Second, "metadata arrives", func() bool { return strings.Contains(l.status(), "dev") })
+	for line := range strings.Lines(l.berth("agent", "list")) {
+		if slices.Contains(strings.Fields(line), "box") {
+			l.eventuallyShows("/api/v2/workspaceagents/"+tokenPattern.FindString(line)+"/watch-metadata", 30*time.Second, func(body string) bool {
+				return strings.Contains(body, `"value":"dev"`)
+			})
+			return
+		}
+	}
+	t.Error("the list has no box")
 }
 
 // lentNoLogin: as with sshd, the login shell says no by itself, and SFTP is up to it too.
@@ -367,5 +382,24 @@ func lentRefused(t *testing.T, l *lent) {
 		if got := finish(t, cmd, nil); got.Code != 64 || !strings.Contains(got.Err, c.says) {
 			t.Errorf("%s: %+v, want %q", name, got, c.says)
 		}
+	}
+}
+
+// lentLater: terminals that ran as root do not live on when the workspace becomes another user's.
+func lentLater(t *testing.T, l *lent) {
+	before := l.runAs("moved")
+	before.wait("ready", 30*time.Second)
+	socket := filepath.Join(l.root, "state-moved", "ptyhost.sock")
+	if code := before.stop(syscall.SIGHUP, 20*time.Second); code != 75 || !exists(socket) {
+		t.Fatalf("berthd exits with %d, and leaves its terminals: %v", code, exists(socket))
+	}
+	after := l.runAs("moved", "--user", "dev")
+	after.wait("ended the terminals that ran as root", 30*time.Second)
+	after.wait("ready", 30*time.Second)
+	if exists(socket) {
+		t.Error("root's terminals are still there")
+	}
+	if code := after.stop(syscall.SIGTERM, 30*time.Second); code != 0 {
+		t.Errorf("berthd exits with %d", code)
 	}
 }

@@ -9,8 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/berthd/berth/account"
 )
 
 func startHost(socket string) error {
@@ -119,6 +122,32 @@ func hostPID(t *testing.T, socket string) int {
 		t.Fatal(err)
 	}
 	return int(host.Pid)
+}
+
+// TestAnothersTerminals wants a host of the wrong user to be refused, also where they could have put its socket themselves.
+func TestAnothersTerminals(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root becomes another user")
+	}
+	dir := socketDir(t)
+	socket := filepath.Join(dir, "s")
+	if err := Dial(socket).Ensure(testContext(t), func() error { return startHost(socket) }); err != nil {
+		t.Fatal(err)
+	}
+	defer Dial(socket).Shutdown(testContext(t))
+	c := DialAs(&account.User{Name: "somebody", UID: 54321, GID: 54321, Groups: []uint32{54321}}, socket)
+	if _, err := c.List(testContext(t)); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("a socket that they may not use: %v", err)
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(socket, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.List(testContext(t)); err == nil || !strings.Contains(err.Error(), "belong to user 0, not to somebody") {
+		t.Errorf("terminals of root's: %v", err)
+	}
+	if err := c.Ensure(testContext(t), func() error { return errors.New("another was started") }); err == nil || strings.Contains(err.Error(), "started") {
+		t.Errorf("Ensure took them for missing: %v", err)
+	}
 }
 
 func TestListen(t *testing.T) {

@@ -181,6 +181,25 @@ func TestLinkerVariablesOfClientsAreRefused(t *testing.T) {
 	}
 }
 
+// TestAnotherUser: their database entry counts, not this process's environment, and the kernel keeps them out where they may not go.
+func TestAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root becomes another user")
+	}
+	user := &account.User{Name: "dev", UID: 54321, GID: 54322, Groups: []uint32{54322, 54323}, Home: "/", Shell: "/bin/sh"}
+	w := newWorkspace(Config{User: user}, []string{"PATH=/usr/bin:/bin", "HOME=/root", "SHELL=/bin/bash", "XDG_STATE_HOME=/root/x", "LANG=C", "MAIL=/m"}, "/etc/passwd")
+	w.Update(&agentpb.Manifest{Directory: t.TempDir()}, "") // root's alone
+	spec := command(t, w, "id -u; id -g; id -G; pwd")
+	want := map[string]string{"HOME": "/", "USER": "dev", "LOGNAME": "dev", "SHELL": "/bin/sh", "XDG_STATE_HOME": "-", "MAIL": "-", "LANG": "C", "PATH": "/usr/bin:/bin"}
+	if diff := cmp.Diff(want, variables(spec, "HOME", "USER", "LOGNAME", "SHELL", "XDG_STATE_HOME", "MAIL", "LANG", "PATH")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	out, err := spec.Cmd(t.Context()).Output()
+	if string(out) != "54321\n54322\n54322 54323\n/\n" || err != nil {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
 func TestGitHelpersOnlyWhereTheyExist(t *testing.T) {
 	w, _ := workspace(t, Config{}, "/bin/sh")
 	w.Update(&agentpb.Manifest{}, "")

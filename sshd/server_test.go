@@ -17,6 +17,7 @@ import (
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/berthd/berth/account"
 	"github.com/berthd/berth/ptyhost"
 	"github.com/berthd/berth/shell"
 )
@@ -86,7 +87,10 @@ func TestNewRefusesAnIncompleteConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	command := func(string, []string) (shell.Spec, error) { return shell.Spec{}, nil }
-	for _, cfg := range []Config{{Terminals: ptyhost.Dial(""), Command: command}, {HostKey: key, Command: command}, {HostKey: key, Terminals: ptyhost.Dial("")}} {
+	for _, cfg := range []Config{
+		{Terminals: ptyhost.Dial(""), Command: command}, {HostKey: key, Command: command}, {HostKey: key, Terminals: ptyhost.Dial("")},
+		{HostKey: key, Terminals: ptyhost.Dial(""), Command: command, User: &account.User{UID: 54321}},
+	} {
 		if _, err := New(cfg); err == nil {
 			t.Errorf("%+v was accepted", cfg)
 		}

@@ -50,13 +50,16 @@ func checkUser(ctx context.Context, self []string, user *account.User, dir strin
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user.Credential()}
 	var said bytes.Buffer // a line
 	cmd.Stderr = &said
+	var exit *exec.ExitError
 	switch err := cmd.Run(); {
 	case err == nil:
 		return nil
+	case errors.As(err, &exit) && exit.Exited():
+		return usagef("cannot run as %s: %s", user, strings.TrimPrefix(strings.TrimSpace(said.String()), "berthd: "))
 	case errors.Is(err, fs.ErrPermission):
 		return usagef("cannot start a program as %s: %w: berthd needs the capabilities CAP_SETUID and CAP_SETGID, and %s and the directories above it must be open to them", user, err, program)
-	default:
-		return usagef("cannot run as %s: %s", user, strings.TrimPrefix(strings.TrimSpace(said.String()+" "+err.Error()), "berthd: "))
+	default: // nothing that a setting could mend
+		return fmt.Errorf("cannot check that berthd can run as %s: %w", user, err)
 	}
 }
 
