@@ -255,6 +255,8 @@ func (a *agent) makeAPI() {
 		meshDebug:  &a.meshDebug,
 		metrics:    a.showMetrics,
 		logs:       a.cfg.Tail,
+		scriptLog:  a.scripts.OpenLog,
+		mask:       a.mask,
 		log:        a.log.With("part", "api"),
 	}
 	a.debug = debugServers(a.cfg.Debug, a.api, a.log)

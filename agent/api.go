@@ -12,13 +12,17 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/berthd/berth/account"
+	"github.com/berthd/berth/mask"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 	"github.com/berthd/berth/wire/tailnetpb"
@@ -30,8 +34,9 @@ const apiTimeout = 20 * time.Second
 // api is the HTTP API on the node's port 4. It asks nobody for a credential: every peer of the mesh
 // that the coordinator lets through can call it, and so could whoever tricks such a peer's HTTP
 // client. So it shows things, and has few routes that change anything: one makes a dev container anew
-// that this workspace declares or has, others rename and close terminals, to which every peer may attach. It reads no file's content, writes none and starts no command
-// of a caller's choosing; who may do that has SSH.
+// that this workspace declares or has, others rename and close terminals, to which every peer may attach. It reads no other file's content, writes none and starts no command
+// of a caller's choosing; who may do that has SSH. Of scripts' log files it shows what those who may come
+// here are shown by the control server too, secrets hidden.
 type api struct {
 	user       *account.User // whose files are shown
 	ports      portView
@@ -43,6 +48,8 @@ type api struct {
 	meshDebug  *atomic.Bool // whether the mesh logs all it does
 	metrics    func(io.Writer)
 	logs       *LogTail
+	scriptLog  func(source uuid.UUID) (*os.File, error) // an fs.ErrNotExist if there is none
+	mask       *mask.Masker
 	log        *slog.Logger
 
 	watchers     atomic.Int64   // of containers
@@ -90,6 +97,7 @@ func (a *api) handler() http.Handler {
 	a.routePorts(mux)
 	a.routeContainers(mux)
 	a.routeTerminals(mux)
+	mux.HandleFunc("GET "+wire.PathAgentScriptLogs+"{source}", a.getScriptLog)
 	a.routeDebug(mux)
 	mux.HandleFunc("GET /debug/prometheus", a.prometheus)
 	return sameHost(mux)

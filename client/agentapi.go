@@ -78,6 +78,24 @@ func (a *AgentAPI) WatchContainers(ctx context.Context) iter.Seq2[wire.Container
 	return watchAgent[wire.Containers](ctx, a, wire.PathAgentContainers, nil)
 }
 
+// ScriptLog returns all that is kept of what a script with this log source has printed, to be closed.
+func (a *AgentAPI) ScriptLog(ctx context.Context, source uuid.UUID) (io.ReadCloser, error) {
+	u := url.URL{Scheme: "http", Host: a.host, Path: wire.PathAgentScriptLogs + source.String()}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := a.http.Do(req)
+	if err != nil {
+		return nil, bare(err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		return nil, wire.ReadError(resp)
+	}
+	return resp.Body, nil
+}
+
 // watchAgent yields what is at a path, by the watch below it or, where there is none, by asking again.
 func watchAgent[T any](ctx context.Context, a *AgentAPI, path string, query url.Values) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {

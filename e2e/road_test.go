@@ -297,6 +297,10 @@ func TestSecretsStaySecret(t *testing.T) {
 	if log := r.berth("logs", "box"); strings.Count(log, "[hidden]") != 2 {
 		t.Errorf("the token and the secret are not hidden in the log:\n%s", log)
 	}
+	full := r.berth("logs", "box", "--full")
+	if !strings.HasPrefix(full, "==> hello <==\nhello [hidden]\n") || !strings.HasSuffix(full, "\nbye\n") {
+		t.Errorf("the script's own log file is shown as\n%s", full)
+	}
 	key, err := os.ReadFile(filepath.Join(r.data, "admin-key"))
 	if err != nil {
 		t.Fatal(err)
@@ -312,6 +316,7 @@ func TestSecretsStaySecret(t *testing.T) {
 		"status":        r.status(),
 		"processes":     strings.Join(r.processes(), "\n"),
 		"workspace log": r.berth("logs", "box"),
+		"full log":      full,
 		"manifest":      r.berth("ssh", "box", "--", "true") + r.debug("/debug/manifest"),
 		"debug logs":    r.debug("/debug/logs"),
 	}

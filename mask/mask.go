@@ -6,6 +6,7 @@ package mask
 
 import (
 	"bytes"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -108,6 +109,30 @@ func (m *Masker) Bytes(text []byte) []byte {
 
 // String is [Masker.Bytes] for strings.
 func (m *Masker) String(text string) string { return string(m.Bytes([]byte(text))) }
+
+// Copy copies src to dst with the secrets hidden, some tens of kilobytes at a time.
+func (m *Masker) Copy(dst io.Writer, src io.Reader) error {
+	buf := make([]byte, 64<<10)
+	var held []byte // may be the beginning of a secret
+	for {
+		n, err := src.Read(buf)
+		text := m.Bytes(append(held, buf[:n]...))
+		keep := 0
+		if err == nil {
+			keep = m.Begun(text)
+		}
+		if _, err := dst.Write(text[:len(text)-keep]); err != nil {
+			return err
+		}
+		held = bytes.Clone(text[len(text)-keep:])
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
 
 // Begun returns how many bytes at the end of text may be the beginning of a secret. Whoever cuts a text is to leave
 // them out.

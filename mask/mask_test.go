@@ -2,9 +2,12 @@ package mask
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/berthd/berth/wire"
 )
@@ -40,6 +43,21 @@ func TestNilAndEmptyHideNothing(t *testing.T) {
 		if got := m.String("1234567 text"); got != "1234567 text" || m.Begun([]byte("123")) != 0 {
 			t.Errorf("%s: %q", name, got)
 		}
+	}
+}
+
+func TestCopy(t *testing.T) {
+	m := New("s3cret-value", "value-ends")
+	const text = "a s3cret-value b s3cret-values3cret-valu"
+	for name, r := range map[string]io.Reader{"at once": strings.NewReader(text), "byte by byte": iotest.OneByteReader(strings.NewReader(text))} {
+		var out strings.Builder
+		if err := m.Copy(&out, r); err != nil || out.String() != "a [hidden] b [hidden]s3cret-valu" {
+			t.Errorf("%s: %q, %v", name, &out, err)
+		}
+	}
+	failed := errors.New("failed")
+	if err := m.Copy(io.Discard, iotest.ErrReader(failed)); err != failed {
+		t.Errorf("reading failed: %v", err)
 	}
 }
 

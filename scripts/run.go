@@ -1,6 +1,7 @@
 package scripts
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -253,12 +254,34 @@ func name(s *agentpb.WorkspaceAgentScript) string {
 	return id.String()
 }
 
+// OpenLog opens what is kept of all that the script with this log source has printed. It is an [fs.ErrNotExist] if there
+// is no such script, or it has not run.
+func (r *Runner) OpenLog(source uuid.UUID) (file *os.File, err error) {
+	r.mu.Lock()
+	scripts := r.scripts
+	r.mu.Unlock()
+	for _, s := range scripts {
+		if bytes.Equal(s.GetLogSourceId(), source[:]) {
+			err := r.cfg.Shell.Do(func() (err error) { // as when it was made
+				file, err = os.OpenFile(r.logPath(s, source), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+				return err
+			})
+			return file, err
+		}
+	}
+	return nil, fs.ErrNotExist
+}
+
+func (r *Runner) logPath(s *agentpb.WorkspaceAgentScript, source uuid.UUID) string {
+	if path := r.cfg.Shell.Expand(s.GetLogPath(), r.cfg.LogDir); path != "" {
+		return path
+	}
+	return filepath.Join(r.cfg.LogDir, "coder-script-"+source.String()+".log")
+}
+
 // openLog opens the log file of s. A script runs without one rather than not at all.
 func (r *Runner) openLog(s *agentpb.WorkspaceAgentScript, source uuid.UUID) *os.File {
-	path := r.cfg.Shell.Expand(s.GetLogPath(), r.cfg.LogDir)
-	if path == "" {
-		path = filepath.Join(r.cfg.LogDir, "coder-script-"+source.String()+".log")
-	}
+	path := r.logPath(s, source)
 	var file *os.File
 	err := r.cfg.Shell.Do(func() (err error) { // a link that was laid there leads no further than the script itself could go
 		file, err = openAppend(path)

@@ -18,4 +18,6 @@ const (
 	PathAgentPorts      = "/api/v0/listening-ports"
 	PathAgentContainers = "/api/v0/containers"
 	PathAgentTerminals  = "/api/v0/terminals"
+	// PathAgentScriptLogs is followed by the id of a script's log source.
+	PathAgentScriptLogs = "/api/v0/script-logs/"
 )

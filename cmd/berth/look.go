@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/signal"
 	"runtime"
@@ -64,15 +67,23 @@ func (p *program) logsCommand() *cobra.Command {
 		Short: "Print the logs of an agent and its scripts",
 		Example: `  berth logs demo
   berth logs demo -f
-  berth logs demo --output json   # one object a line`,
+  berth logs demo --output json   # one object a line
+  berth logs demo --full          # what scripts printed, from the workspace's own files`,
 		Args:              wantArgs(1, 1),
 		ValidArgsFunction: p.agentNames,
 	}
 	output := outputFlag(cmd)
 	follow := cmd.Flags().BoolP("follow", "f", false, "print new lines as they come, until Ctrl-C")
+	full := cmd.Flags().Bool("full", false, "print all that scripts have printed, from the workspace's own files; a server may keep a part only")
+	wait := waitFlag(cmd)
+	cmd.MarkFlagsMutuallyExclusive("full", "follow")
+	cmd.MarkFlagsMutuallyExclusive("full", "output")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx, stop := untilInterrupt(cmd.Context())
 		defer stop()
+		if *full {
+			return p.fullLogs(ctx, args[0], *wait)
+		}
 		s, agent, err := p.find(ctx, args[0])
 		if err != nil {
 			return err
@@ -84,6 +95,62 @@ func (p *program) logsCommand() *cobra.Command {
 		return l.follow(ctx)
 	}
 	return cmd
+}
+
+// fullLogs prints the log files of an agent's scripts, as tail prints several files.
+func (p *program) fullLogs(ctx context.Context, name string, wait time.Duration) error {
+	s, summary, err := p.find(ctx, name)
+	if err != nil {
+		return err
+	}
+	agent, err := s.Agent(ctx, summary.ID)
+	if err != nil {
+		return s.problem("show agent "+summary.Name, err)
+	}
+	m, err := p.reach(ctx, name, wait)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	api := m.api()
+	defer api.Close()
+	for _, script := range agent.Scripts {
+		if err := p.fullLog(ctx, api, script); err != nil {
+			return fmt.Errorf("cannot read what %s printed: %w", clean(script.DisplayName), err)
+		}
+	}
+	return nil
+}
+
+func (p *program) fullLog(ctx context.Context, api *client.AgentAPI, script wire.Script) error {
+	file, err := api.ScriptLog(ctx, script.LogSourceID)
+	var answer *wire.Error
+	if errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound {
+		return nil // it has not run
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if _, err := fmt.Fprintf(p.out, "==> %s <==\n", clean(script.DisplayName)); err != nil {
+		return err
+	}
+	out := bufio.NewWriter(p.out)
+	for lines := bufio.NewReaderSize(file, 64<<10); ; {
+		line, err := lines.ReadSlice('\n') // a longer line comes in pieces, each a line
+		if len(line) > 0 {
+			if _, err := out.WriteString(cleanLog(string(line)) + "\n"); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == nil || errors.Is(err, bufio.ErrBufferFull):
+		case err == io.EOF:
+			return out.Flush()
+		default:
+			return errors.Join(err, out.Flush())
+		}
+	}
 }
 
 // logPrinter prints the log of one agent and remembers how far it is.
