@@ -237,6 +237,7 @@ func TestPace(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		time.Sleep(10 * time.Second)
+		synctest.Wait()
 		want := []string{"0s a0", "300ms b", "1s a9", "2s a19", "3s a24"}
 		got := sent
 		// The report of a full second and the timer come at one time, in either order.
@@ -345,6 +346,7 @@ func TestReportIsKeptWithoutAnAnswer(t *testing.T) {
 		time.Sleep(10 * verdictDelay)
 		l.put("a", &agentpb.UpdateAppStatusRequest{Slug: "a", Message: "3"})
 		time.Sleep(10 * verdictDelay)
+		synctest.Wait()
 		if diff := cmp.Diff([]string{"1", "2", "2", "3"}, sent); diff != "" {
 			t.Errorf("sent (-want +got):\n%s", diff)
 		}
