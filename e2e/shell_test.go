@@ -245,7 +245,8 @@ func shellTwoViewers(t *testing.T, p *person) {
 	p.tmux("send-keys", "-t", "watcher", "C-c")
 	p.shows("watcher", "left it running")
 	p.close("small") // the window is closed
-	eventually(t, 20*time.Second, "one watches, at its size", func() bool {
+	// On a busy machine the goodbye may come too late; then the agent finds out by itself, after 45 s.
+	eventually(t, time.Minute, "one watches, at its size", func() bool {
 		s := p.sessions()["two"]
 		return s.Viewers == 1 && s.Rows == 30 && s.Cols == 100
 	})

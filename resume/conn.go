@@ -134,11 +134,15 @@ func (c *Conn) CloseWrite() error {
 }
 
 // Close ends both directions. What was written before is still delivered if the other side can be reached in time: on
-// the listening side as long as the session is kept, on the client's within a moment, which Close waits for.
+// the listening side as long as the session is kept, on the client's within a moment, which Close waits for, also
+// when it is called again.
 func (c *Conn) Close() error {
+	if c.finish != nil {
+		defer c.finish()
+	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.closed {
-		c.mu.Unlock()
 		return net.ErrClosed
 	}
 	c.closed, c.outEnded = true, true
@@ -146,10 +150,6 @@ func (c *Conn) Close() error {
 	c.readBy.clear()
 	c.writeBy.clear()
 	c.changed.Broadcast()
-	c.mu.Unlock()
-	if c.finish != nil {
-		c.finish()
-	}
 	return nil
 }
 

@@ -426,6 +426,29 @@ func TestNotServed(t *testing.T) {
 }
 
 // Shutdown delivers the last bytes of what was closed, cuts the rest off, and leaves nothing behind.
+// TestClosedTwice: whoever closes a stream that is being closed may leave the network after that, too.
+func TestClosedTwice(t *testing.T) {
+	r := newRoad(t)
+	_, near, _ := streams(t, r, Config{}, Client{})
+	first := make(chan struct{})
+	go func() {
+		defer close(first)
+		near.Close()
+	}()
+	for { // until it is being closed
+		if _, err := near.Write([]byte("x")); errors.Is(err, net.ErrClosed) {
+			break
+		}
+	}
+	if err := near.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("closed again: %v", err)
+	}
+	if !near.isOver() {
+		t.Error("the second Close has not waited for the goodbye")
+	}
+	<-first
+}
+
 func TestShutdown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRoad(t)
