@@ -15,90 +15,53 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"text/tabwriter"
 
 	"github.com/berthd/berth/bench/lab"
 )
 
 // settings say how much is measured.
 type settings struct {
-	bin    string // folder with berth and berthd; empty to build them
-	only   string // measure this alone
-	rounds int
-	loop   int // lines that the loop prints in a round
-	file   int // lines of the file; they fit the spool, so that none is dropped however slow the server is
+	lab.Bench
+	loop int // lines that the loop prints in a round
+	file int // lines of the file; they fit the spool, so that none is dropped however slow the server is
 }
 
 func main() {
-	s := settings{loop: 6_000_000, file: 300_000}
-	quick := flag.Bool("quick", false, "little of everything, once, to see that it works")
-	flag.StringVar(&s.bin, "bin", "", "folder with berth, berthd and berthd-ptyhost; without it they are built as for a release")
-	flag.StringVar(&s.only, "only", "", "measure only loop or file")
-	flag.IntVar(&s.rounds, "rounds", 3, "how often each is measured")
+	s := settings{Bench: lab.Bench{Name: "logs", Rounds: 3}, loop: 6_000_000, file: 300_000}
 	flag.IntVar(&s.loop, "lines", s.loop, "how many lines the loop prints; 6 million take a minute or more")
-	flag.Parse()
-	if *quick {
-		s = quickly(s)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, s, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "bench/logs:", err)
-		os.Exit(1)
-	}
+	s.Main("loop or file", s.quickly, s.run)
 }
 
-// quickly returns settings under which figures mean nothing.
-func quickly(s settings) settings {
-	s.rounds, s.loop, s.file = 1, 20_000, 20_000
-	return s
+// quickly makes settings under which figures mean nothing.
+func (s *settings) quickly() {
+	s.Rounds, s.loop, s.file = 1, 20_000, 20_000
 }
 
 // run measures all and prints a table.
-func run(ctx context.Context, s settings, out io.Writer) error {
-	dir, err := os.MkdirTemp("", "blogs")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	if s.bin == "" {
-		s.bin = dir
-		if err := lab.Build(ctx, dir); err != nil {
+func (s *settings) run(ctx context.Context, out io.Writer) error {
+	return s.In(ctx, func(dir string) error {
+		w, err := start(ctx, s.Bin, dir)
+		if err != nil {
 			return err
 		}
-	}
-	w, err := start(ctx, s.bin, dir)
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-	// What starting costs is over when the first line has arrived.
-	if _, err := w.deliver("echo 0", 1); err != nil {
-		return fmt.Errorf("%w\n%s", err, w.Log())
-	}
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(table, "what\tby\tmedian\tleast to most\tto its peer\t\n")
-	for _, m := range []struct {
-		name    string
-		measure func(*world, settings, io.Writer) error
-	}{{"loop", loop}, {"file", file}} {
-		if s.only != "" && s.only != m.name {
-			continue
-		}
-		if err := m.measure(w, s, table); err != nil {
+		defer w.Stop()
+		// What starting costs is over when the first line has arrived.
+		if _, err := w.deliver("echo 0", 1); err != nil {
 			return fmt.Errorf("%w\n%s", err, w.Log())
 		}
-	}
-	return table.Flush()
+		part := func(name string, measure func(*world, *settings, io.Writer) error) lab.Part {
+			return lab.Part{Name: name, Measure: func(out io.Writer) error { return measure(w, s, out) }}
+		}
+		return s.Table(out, w.World, part("loop", loop), part("file", file))
+	})
 }
 
 // text is what ends every line of the loop and of the file.
 const text = "the quick brown fox jumps over the lazy dog and runs on through the field beside it"
 
 // loop runs a shell loop behind berthd and behind cat, in turns.
-func loop(w *world, s settings, out io.Writer) error {
+func loop(w *world, s *settings, out io.Writer) error {
 	script := filepath.Join(w.Dir, "loop")
 	if err := os.WriteFile(script, fmt.Appendf(nil, "i=0; while [ $i -lt $1 ]; do echo \"$i %s\"; i=$((i+1)); done\n", text), 0o600); err != nil {
 		return err
@@ -110,7 +73,7 @@ func loop(w *world, s settings, out io.Writer) error {
 	for i := range s.loop {
 		size += int64(len(fmt.Sprint(i)) + 1 + len(text))
 	}
-	for range s.rounds {
+	for range s.Rounds {
 		// In the same session: how much of a busy machine a process has depends on that.
 		alone, err := w.deliver(command+" | cat >/dev/null", 0)
 		if err != nil {
@@ -137,7 +100,7 @@ func loop(w *world, s settings, out io.Writer) error {
 }
 
 // file sends a file through berthd and through rsyslog, in turns.
-func file(w *world, s settings, out io.Writer) error {
+func file(w *world, s *settings, out io.Writer) error {
 	path := filepath.Join(w.Dir, "file")
 	var lines bytes.Buffer
 	for i := range s.file {
@@ -155,7 +118,7 @@ func file(w *world, s settings, out io.Writer) error {
 	for i, name := range []string{"rsyslog", "berthd"} {
 		speed[i].Name, cost[i].Name = name, name
 	}
-	for round := range s.rounds {
+	for round := range s.Rounds {
 		theirs, err := r.deliver(path, round, int64(s.file))
 		if err != nil {
 			return err

@@ -19,12 +19,12 @@ import (
 )
 
 // each measures every way in turn, round by round, and prints a row for each beside the peer's.
-func each(s settings, what, unit string, out io.Writer, measure func(way) (float64, error)) error {
+func each(s *settings, what, unit string, out io.Writer, measure func(way) (float64, error)) error {
 	series := make([]*lab.Series, len(ways))
 	for i, way := range ways {
 		series[i] = &lab.Series{Name: way.name}
 	}
-	for range s.rounds {
+	for range s.Rounds {
 		for i, way := range ways {
 			v, err := measure(way)
 			if err != nil {
@@ -40,7 +40,7 @@ func each(s settings, what, unit string, out io.Writer, measure func(way) (float
 }
 
 // execs runs true on connections that are open.
-func execs(w *world, s settings, out io.Writer) error {
+func execs(w *world, s *settings, out io.Writer) error {
 	command := func(to way, args ...string) *exec.Cmd {
 		return w.command("ssh", append([]string{"-F", w.config(), "-S", filepath.Join(w.Dir, "mux-"+to.host)}, args...)...)
 	}
@@ -69,7 +69,7 @@ func execs(w *world, s settings, out io.Writer) error {
 }
 
 // opens connects for each command.
-func opens(w *world, s settings, out io.Writer) error {
+func opens(w *world, s *settings, out io.Writer) error {
 	return each(s, "ssh HOST true", "ms", out, func(to way) (float64, error) {
 		begun := time.Now()
 		err := w.finish(w.ssh(to, "true"), nil, nil)
@@ -78,7 +78,7 @@ func opens(w *world, s settings, out io.Writer) error {
 }
 
 // parallel connects many times at once.
-func parallel(w *world, s settings, out io.Writer) error {
+func parallel(w *world, s *settings, out io.Writer) error {
 	return each(s, fmt.Sprintf("%d times ssh HOST true at once", s.at), "ms", out, func(to way) (float64, error) {
 		errs := make([]error, s.at)
 		var all sync.WaitGroup
@@ -97,7 +97,7 @@ func speed(size int, begun time.Time) float64 {
 }
 
 // bulk carries bytes each way, and beside it a plain stream over the same mesh.
-func bulk(w *world, s settings, out io.Writer) error {
+func bulk(w *world, s *settings, out io.Writer) error {
 	for _, one := range []struct{ direction, there string }{{"down", fmt.Sprintf("head -c %d /dev/zero", s.size)}, {"up", "cat >/dev/null"}} {
 		stream := &lab.Series{Name: "a plain stream over the mesh"}
 		err := each(s, "bulk "+one.direction, "MB/s", out, func(to way) (float64, error) {
@@ -145,7 +145,7 @@ func (w *world) stream(direction string) (float64, error) {
 }
 
 // files puts one file by SFTP, and gets it.
-func files(w *world, s settings, out io.Writer) error {
+func files(w *world, s *settings, out io.Writer) error {
 	from, to := filepath.Join(w.Dir, "from"), filepath.Join(w.Dir, "to")
 	if err := os.WriteFile(from, make([]byte, s.size), 0o600); err != nil {
 		return err
@@ -164,7 +164,7 @@ func files(w *world, s settings, out io.Writer) error {
 }
 
 // rsync brings many small files into an empty folder.
-func rsync(w *world, s settings, out io.Writer) error {
+func rsync(w *world, s *settings, out io.Writer) error {
 	from, to := filepath.Join(w.Dir, "tree"), filepath.Join(w.Dir, "copy")
 	for i := range s.files {
 		dir := filepath.Join(from, strconv.Itoa(i%100))
@@ -184,7 +184,7 @@ func rsync(w *world, s settings, out io.Writer) error {
 
 // memory opens sessions that do nothing, a connection each, and reads what the server takes for them: the proportional share of all
 // its processes, as sshd has some for each session.
-func memory(w *world, s settings, out io.Writer) error {
+func memory(w *world, s *settings, out io.Writer) error {
 	for _, one := range []struct {
 		by  way
 		pid int

@@ -39,8 +39,12 @@ func start(ctx context.Context, bin, dir string) (*world, error) {
 	}
 	w := &world{World: base}
 	addr, err := lab.FreeAddr()
+	var self string
 	if err == nil {
-		w.plain, err = w.Run(filepath.Join(bin, "bench-ssh"), nil, "serve", addr)
+		self, err = os.Executable()
+	}
+	if err == nil {
+		w.plain, err = w.Run(self, nil, "serve", addr)
 	}
 	if err == nil {
 		err = w.configure(addr)

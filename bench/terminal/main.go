@@ -10,14 +10,10 @@ package main
 
 import (
 	"context"
-	"flag"
-	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/berthd/berth/bench/lab"
@@ -25,78 +21,42 @@ import (
 
 // settings say how much is measured.
 type settings struct {
-	bin    string // folder with berth and berthd; empty to build them
-	only   string // measure this alone
-	rounds int
-	size   int // bytes of bulk output
-	keys   int // keystrokes a round
-	idle   int // sessions whose memory is measured
-	full   int // sessions with a full scrollback
+	lab.Bench
+	size int // bytes of bulk output
+	keys int // keystrokes a round
+	idle int // sessions whose memory is measured
+	full int // sessions with a full scrollback
 
 	settle time.Duration // before memory is read, so that what is garbage is given back
 }
 
 func main() {
-	s := settings{size: 64 << 20, keys: 200, idle: 20, full: 5, settle: 3 * time.Second}
-	quick := flag.Bool("quick", false, "little of everything, once, to see that it works")
-	flag.StringVar(&s.bin, "bin", "", "folder with berth, berthd and berthd-ptyhost; without it they are built as for a release")
-	flag.StringVar(&s.only, "only", "", "measure only bulk, interrupt, echo, attach or memory")
-	flag.IntVar(&s.rounds, "rounds", 5, "how often each is measured")
-	flag.Parse()
-	if *quick {
-		s = quickly(s)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, s, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "bench/terminal:", err)
-		os.Exit(1)
-	}
+	s := settings{Bench: lab.Bench{Name: "terminal", Rounds: 5}, size: 64 << 20, keys: 200, idle: 20, full: 5, settle: 3 * time.Second}
+	s.Main("bulk, interrupt, echo, attach or memory", s.quickly, s.run)
 }
 
-// quickly returns settings under which figures mean nothing.
-func quickly(s settings) settings {
-	s.rounds, s.size, s.keys, s.idle, s.full = 1, 1<<20, 10, 2, 1
-	return s
+// quickly makes settings under which figures mean nothing.
+func (s *settings) quickly() {
+	s.Rounds, s.size, s.keys, s.idle, s.full = 1, 1<<20, 10, 2, 1
 }
 
 // run measures all and prints a table.
-func run(ctx context.Context, s settings, out io.Writer) error {
-	dir, err := os.MkdirTemp("", "bterm")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	if s.bin == "" {
-		s.bin = dir
-		if err := lab.Build(ctx, dir); err != nil {
+func (s *settings) run(ctx context.Context, out io.Writer) error {
+	return s.In(ctx, func(dir string) error {
+		w, err := start(ctx, s.Bin, dir)
+		if err != nil {
 			return err
 		}
-	}
-	file := filepath.Join(dir, "text")
-	if err := os.WriteFile(file, text(s.size), 0o600); err != nil {
-		return err
-	}
-	w, err := start(ctx, s.bin, dir)
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(table, "what\tby\tmedian\tleast to most\tto its peer\t\n")
-	for _, m := range []struct {
-		name    string
-		measure func(context.Context, *world, settings, string, io.Writer) error
-	}{{"bulk", bulk}, {"interrupt", interrupt}, {"echo", echo}, {"attach", attaching}, {"memory", memory}} {
-		if s.only != "" && s.only != m.name {
-			continue
+		defer w.Stop()
+		file := filepath.Join(dir, "text")
+		if err := os.WriteFile(file, text(s.size), 0o600); err != nil {
+			return err
 		}
-		if err := m.measure(ctx, w, s, file, table); err != nil {
-			return fmt.Errorf("%w\n%s", err, w.Log())
+		part := func(name string, measure func(context.Context, *world, *settings, string, io.Writer) error) lab.Part {
+			return lab.Part{Name: name, Measure: func(out io.Writer) error { return measure(ctx, w, s, file, out) }}
 		}
-	}
-	return table.Flush()
+		return s.Table(out, w.World, part("bulk", bulk), part("interrupt", interrupt), part("echo", echo), part("attach", attaching), part("memory", memory))
+	})
 }
 
 // text is what people print: source code, logs with colours, progress, other scripts than Latin, long lines.

@@ -1,29 +1,15 @@
 package main
 
 import (
-	"bytes"
-	"os"
-	"os/exec"
-	"strings"
 	"testing"
+
+	"github.com/berthd/berth/bench/lab"
+	"github.com/berthd/berth/bench/lab/labtest"
 )
 
-// TestTerminal is the measurement with little of everything. It fails on what the long one fails on; figures are not judged.
+// TestTerminal is the measurement with little of everything.
 func TestTerminal(t *testing.T) {
-	s := settings{bin: t.TempDir()}
-	build := exec.Command("go", "build", "-o", s.bin, "../../cmd/berth", "../../cmd/berthd", "../../cmd/berthd-ptyhost")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("cannot build: %v\n%s", err, out)
-	}
-	var out bytes.Buffer
-	if err := run(t.Context(), quickly(s), &out); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("\n%s", &out)
-	for _, row := range []string{"bulk output", "Ctrl-C while yes runs", "echo of a key, p99", "echo beside a flood, p99", "attach to 10,000 lines", "a session with a full scrollback"} {
-		if !strings.Contains(out.String(), row) {
-			t.Errorf("nothing was measured of %s", row)
-		}
-	}
+	s := settings{Bench: lab.Bench{Bin: labtest.Programs(t)}}
+	s.quickly()
+	labtest.Quick(t, s.run, "bulk output", "Ctrl-C while yes runs", "echo of a key, p99", "echo beside a flood, p99", "attach to 10,000 lines", "a session with a full scrollback")
 }

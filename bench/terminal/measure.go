@@ -18,7 +18,7 @@ import (
 const patience = time.Minute
 
 // bulk prints a file through every way.
-func bulk(ctx context.Context, w *world, s settings, file string, out io.Writer) error {
+func bulk(ctx context.Context, w *world, s *settings, file string, out io.Writer) error {
 	script := fmt.Sprintf("stty -echo; echo READY; while read x; do cat %s; echo; echo END-$x; done", file)
 	ways, err := w.all(ctx, "bulk", script, true)
 	if err != nil {
@@ -30,14 +30,14 @@ func bulk(ctx context.Context, w *world, s settings, file string, out io.Writer)
 	for i, way := range ways {
 		speed[i], bytesSeen[i] = &lab.Series{Name: way.name}, &lab.Series{Name: way.name}
 	}
-	for round := range s.rounds + 1 { // the first warms up
+	for round := range s.Rounds + 1 { // the first warms up
 		for i, way := range ways {
 			before := way.read()
 			begun := time.Now()
 			if err := way.ask(strconv.Itoa(round), "END-"+strconv.Itoa(round)); err != nil {
 				return fmt.Errorf("bulk, %s: %w", way.name, err)
 			}
-			if took := time.Since(begun); round > 0 || s.rounds == 1 {
+			if took := time.Since(begun); round > 0 || s.Rounds == 1 {
 				speed[i].Add(float64(s.size) / 1e6 / took.Seconds())
 				bytesSeen[i].Add(float64(way.read()-before) / float64(s.size))
 			}
@@ -53,7 +53,7 @@ func bulk(ctx context.Context, w *world, s settings, file string, out io.Writer)
 }
 
 // interrupt types Ctrl-C while yes runs.
-func interrupt(ctx context.Context, w *world, s settings, _ string, out io.Writer) error {
+func interrupt(ctx context.Context, w *world, s *settings, _ string, out io.Writer) error {
 	const script = `stty -echo; echo READY; while read x; do trap 'echo; echo STOPPED-$x' INT; yes "flood $x the quick brown fox"; done`
 	ways, err := w.all(ctx, "interrupt", script, true)
 	if err != nil {
@@ -64,7 +64,7 @@ func interrupt(ctx context.Context, w *world, s settings, _ string, out io.Write
 	for i, way := range ways {
 		took[i] = &lab.Series{Name: way.name}
 	}
-	for round := range max(s.rounds, 1) {
+	for round := range max(s.Rounds, 1) {
 		for i, way := range ways {
 			id := strconv.Itoa(round)
 			if err := way.ask(id, "flood "+id+" the quick"); err != nil {
@@ -87,7 +87,7 @@ func interrupt(ctx context.Context, w *world, s settings, _ string, out io.Write
 }
 
 // echo types single keys, alone and while a second session of the same way floods.
-func echo(ctx context.Context, w *world, s settings, _ string, out io.Writer) error {
+func echo(ctx context.Context, w *world, s *settings, _ string, out io.Writer) error {
 	ways, err := w.all(ctx, "echo", "stty raw -echo; echo READY; exec cat", false)
 	if err != nil {
 		return err
@@ -97,7 +97,7 @@ func echo(ctx context.Context, w *world, s settings, _ string, out io.Writer) er
 	for i, way := range ways {
 		alone[i], flooded[i] = &lab.Series{Name: way.name}, &lab.Series{Name: way.name}
 	}
-	for round := range s.rounds {
+	for round := range s.Rounds {
 		for i, way := range ways {
 			if err := way.keys(ctx, s.keys, alone[i]); err != nil {
 				return fmt.Errorf("echo, %s: %w", way.name, err)
@@ -136,7 +136,7 @@ func echo(ctx context.Context, w *world, s settings, _ string, out io.Writer) er
 }
 
 // attaching attaches to a session with a full scrollback.
-func attaching(ctx context.Context, w *world, s settings, file string, out io.Writer) error {
+func attaching(ctx context.Context, w *world, s *settings, file string, out io.Writer) error {
 	const script = `stty -echo; awk 'BEGIN {for (i = 0; i < 10100; i++) printf "%5d the \033[32mquick\033[0m brown fox jumps over the lazy dog, again and again and again\n", i}'; echo LAST; read x`
 	keep, err := w.host("attach", script, false)
 	if err != nil {
@@ -156,7 +156,7 @@ func attaching(ctx context.Context, w *world, s settings, file string, out io.Wr
 	}
 	host, whole, peer := &lab.Series{Name: nameHost}, &lab.Series{Name: nameBerth}, &lab.Series{Name: nameTmux + ", the screen alone"}
 	var size int64
-	for range 2*s.rounds + 1 {
+	for range 2*s.Rounds + 1 {
 		begun := time.Now()
 		other, err := w.local(nameTmux, server.command("attach-session", "-t", "attach"))
 		if err == nil {
@@ -190,7 +190,7 @@ func attaching(ctx context.Context, w *world, s settings, file string, out io.Wr
 	if err := long.see("LAST"); err != nil {
 		return err
 	}
-	for range s.rounds {
+	for range s.Rounds {
 		begun := time.Now()
 		late, err := w.berthShell("attach-long", "")
 		if err == nil {
@@ -207,7 +207,7 @@ func attaching(ctx context.Context, w *world, s settings, file string, out io.Wr
 }
 
 // memory reads what the host, and a tmux server, take for sessions that nobody watches.
-func memory(ctx context.Context, w *world, s settings, file string, out io.Writer) error {
+func memory(ctx context.Context, w *world, s *settings, file string, out io.Writer) error {
 	host, stop, err := w.freshHost(ctx)
 	if err != nil {
 		return err
