@@ -54,7 +54,7 @@ type outcome struct {
 // program is one of OpenSSH's, or another that takes the same -F, for at most some minutes.
 func (s *openSSH) program(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(atLength(3, 12))*time.Minute)
 	t.Cleanup(cancel)
 	plain := s.command(name, append([]string{"-F", s.config, "-o", "BatchMode=yes"}, args...)...)
 	cmd := exec.CommandContext(ctx, plain.Path, plain.Args[1:]...)
