@@ -274,7 +274,7 @@ func (v *containerView) up(ctx context.Context, d wire.Devcontainer, spec shell.
 		return fmt.Errorf("cannot run devcontainer up: %w", err)
 	}
 	outcome := readOutcome(out)
-	err = cmd.Wait()
+	err = shell.Wait(cmd)
 	switch {
 	case outcome.Outcome == "success" && err == nil:
 		return nil

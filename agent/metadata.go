@@ -136,7 +136,7 @@ func (m metadataCollector) output(ctx context.Context, script string) (string, e
 	if err := cmd.Start(); err != nil {
 		return "", fmt.Errorf("start cmd: %w", err)
 	}
-	err = cmd.Wait()
+	err = shell.Wait(cmd)
 	_ = shell.Signal(cmd.Process, syscall.SIGKILL) // what it left in the background
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil

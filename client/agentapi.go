@@ -80,14 +80,9 @@ func (a *AgentAPI) WatchContainers(ctx context.Context) iter.Seq2[wire.Container
 
 // ScriptLog returns all that is kept of what a script with this log source has printed, to be closed.
 func (a *AgentAPI) ScriptLog(ctx context.Context, source uuid.UUID) (io.ReadCloser, error) {
-	u := url.URL{Scheme: "http", Host: a.host, Path: wire.PathAgentScriptLogs + source.String()}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	resp, err := a.request(ctx, wire.PathAgentScriptLogs+source.String(), nil)
 	if err != nil {
 		return nil, err
-	}
-	resp, err := a.http.Do(req)
-	if err != nil {
-		return nil, bare(err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
@@ -206,10 +201,8 @@ func (a *AgentAPI) poll(ctx context.Context, path string, query url.Values) (nex
 	}
 }
 
-// get returns the JSON at a path.
-func (a *AgentAPI) get(ctx context.Context, path string, query url.Values) (json.RawMessage, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
+// request gets what is at a path, whatever the answer's status.
+func (a *AgentAPI) request(ctx context.Context, path string, query url.Values) (*http.Response, error) {
 	u := url.URL{Scheme: "http", Host: a.host, Path: path, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
@@ -218,6 +211,17 @@ func (a *AgentAPI) get(ctx context.Context, path string, query url.Values) (json
 	resp, err := a.http.Do(req)
 	if err != nil {
 		return nil, bare(err)
+	}
+	return resp, nil
+}
+
+// get returns the JSON at a path.
+func (a *AgentAPI) get(ctx context.Context, path string, query url.Values) (json.RawMessage, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	resp, err := a.request(ctx, path, query)
+	if err != nil {
+		return nil, err
 	}
 	defer resp.Body.Close()
 	var body json.RawMessage

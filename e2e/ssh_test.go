@@ -377,18 +377,24 @@ func testForwards(t *testing.T, s *openSSH) {
 	}
 }
 
-func testAgent(t *testing.T, s *openSSH) {
-	sock, key := filepath.Join(s.tmp, "agent"), filepath.Join(s.tmp, "agent-key")
-	agent := s.start("ssh-agent", nil, "-D", "-a", sock)
-	agent.wait("SSH_AUTH_SOCK=", 20*time.Second)
+// sshAgent starts an agent in dir that has the key "mine". It returns its socket, and the environment of its clients.
+func (s *openSSH) sshAgent(t *testing.T, dir string) (sock string, env []string) {
+	t.Helper()
+	sock, key := filepath.Join(dir, "agent"), filepath.Join(dir, "agent-key")
+	s.start("ssh-agent", nil, "-D", "-a", sock).wait("SSH_AUTH_SOCK=", 20*time.Second)
 	s.must("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mine", "-f", key)
 	add := s.command("ssh-add", "-q", key)
 	add.Env = s.env("SSH_AUTH_SOCK=" + sock)
 	if got := finish(t, add, nil); got.Code != 0 {
 		t.Fatalf("ssh-add: %+v", got)
 	}
+	return sock, add.Env
+}
+
+func testAgent(t *testing.T, s *openSSH) {
+	sock, env := s.sshAgent(t, s.tmp)
 	cmd := s.program(t, "ssh", "-A", "box.berth", "echo $SSH_AUTH_SOCK; ssh-add -l")
-	cmd.Env = add.Env
+	cmd.Env = env
 	got := finish(t, cmd, nil)
 	forwarded, keys, _ := strings.Cut(got.Out, "\n")
 	if forwarded == sock || !strings.Contains(keys, "mine (ED25519)") {

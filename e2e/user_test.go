@@ -219,16 +219,9 @@ func lentSFTP(t *testing.T, l *lent) {
 }
 
 func lentAgent(t *testing.T, l *lent) {
-	sock, key := filepath.Join(l.home, "agent"), filepath.Join(l.home, "agent-key")
-	l.start("ssh-agent", nil, "-D", "-a", sock).wait("SSH_AUTH_SOCK=", 20*time.Second)
-	l.must("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mine", "-f", key)
-	add := l.command("ssh-add", "-q", key)
-	add.Env = l.env("SSH_AUTH_SOCK=" + sock)
-	if got := finish(t, add, nil); got.Code != 0 {
-		t.Fatalf("ssh-add: %+v", got)
-	}
+	_, env := l.sshAgent(t, l.home)
 	cmd := l.program(t, "ssh", "-A", "box.berth", "stat -c '%u:%g %a' $SSH_AUTH_SOCK $(dirname $SSH_AUTH_SOCK); ssh-add -l")
-	cmd.Env = add.Env
+	cmd.Env = env
 	got := finish(t, cmd, nil)
 	if !strings.HasPrefix(got.Out, "54242:54243 755\n54242:54243 700\n") || !strings.Contains(got.Out, "mine (ED25519)") {
 		t.Errorf("%+v", got)

@@ -133,7 +133,7 @@ func (r *Runner) execute(ctx context.Context, s *agentpb.WorkspaceAgentScript, s
 	}
 	files.closeWriteEnds()
 	stopKill := context.AfterFunc(r.alive, func() { _ = shell.Signal(cmd.Process, syscall.SIGKILL) })
-	err = cmd.Wait()
+	err = shell.Wait(cmd)
 	stopKill()
 	o.end = time.Now()
 	o.code = cmd.ProcessState.ExitCode()

@@ -45,7 +45,7 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := build(ctx, dir); err != nil {
+	if err := lab.Build(ctx, dir); err != nil {
 		return err
 	}
 	size, err := os.Stat(filepath.Join(dir, "berthd"))
@@ -76,14 +76,18 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 		return err
 	}
 	defer d.stop()
-	if err := pause(ctx, idle); err != nil {
+	if err := lab.Pause(ctx, idle); err != nil {
 		return err
 	}
-	resident, anonymous, err := memory(d.cmd.Process.Pid)
+	resident, err := lab.Resident(d.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
-	host, _, err := memory(d.ptyhost())
+	anonymous, err := lab.Anonymous(d.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	host, err := lab.Resident(d.ptyhost())
 	if err != nil {
 		return err
 	}
@@ -92,7 +96,7 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 		return err
 	}
 	const window = 30 * time.Second
-	if err := pause(ctx, window); err != nil {
+	if err := lab.Pause(ctx, window); err != nil {
 		return err
 	}
 	after, err := lab.Processor(d.cmd.Process.Pid)
@@ -104,7 +108,7 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 	if err != nil {
 		return err
 	}
-	peak, err := peakMemory(d.cmd.Process.Pid)
+	peak, err := lab.Peak(d.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
@@ -113,10 +117,10 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 	fmt.Println("|---|---|")
 	fmt.Printf("| berthd, stripped | %.1f MB |\n", float64(size.Size())/1e6)
 	fmt.Printf("| exec to ready, %d rounds | median %v (%v-%v) |\n", rounds, ms(ready[len(ready)/2]), ms(ready[0]), ms(ready[len(ready)-1]))
-	fmt.Printf("| resident %v after ready, `berthd run` | %.1f MB (%.1f MB anonymous) |\n", idle, mb(resident), mb(anonymous))
-	fmt.Printf("| resident %v after ready, `berthd-ptyhost` without a terminal | %.1f MB |\n", idle, mb(host))
+	fmt.Printf("| resident %v after ready, `berthd run` | %.1f MB (%.1f MB anonymous) |\n", idle, resident, anonymous)
+	fmt.Printf("| resident %v after ready, `berthd-ptyhost` without a terminal | %.1f MB |\n", idle, host)
 	fmt.Printf("| idle CPU in %v | %v |\n", window, after-before)
-	fmt.Printf("| peak resident, `berthd run`, after `berth speedtest` both ways | %.1f MB |\n", mb(peak))
+	fmt.Printf("| peak resident, `berthd run`, after `berth speedtest` both ways | %.1f MB |\n", peak)
 	for _, line := range strings.Split(strings.TrimSpace(speed), "\n") {
 		fmt.Printf("| `berth speedtest` | %s |\n", strings.Join(strings.Fields(line), " "))
 	}
@@ -124,33 +128,6 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 }
 
 func ms(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
-func mb(kib int) float64               { return float64(kib) * 1024 / 1e6 }
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
-}
-
-// build makes the programs as a release would: static, stripped, berthd without what it does not use
-// of the mesh library.
-func build(ctx context.Context, dir string) error {
-	tags, err := os.ReadFile("cmd/berthd/tags.txt")
-	if err != nil {
-		return fmt.Errorf("run this from the repository's root: %w", err)
-	}
-	for program, tags := range map[string]string{"berthd": strings.TrimSpace(string(tags)), "berthd-ptyhost": "", "berth": ""} {
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", tags, "-o", filepath.Join(dir, program), "./cmd/"+program)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("cannot build %s: %w\n%s", program, err, out)
-		}
-	}
-	return nil
-}
 
 var tokenPattern = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 
@@ -198,7 +175,7 @@ func serve(ctx context.Context, dir string) (*server, error) {
 				return s, nil
 			}
 		}
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := lab.Pause(ctx, 100*time.Millisecond); err != nil {
 			s.stop()
 			return nil, err
 		}
@@ -266,30 +243,4 @@ func (d *daemon) ptyhost() int {
 		}
 	}
 	return 0
-}
-
-// memory returns the resident and the anonymous memory of a process in KiB.
-func memory(pid int) (resident, anonymous int, err error) {
-	if resident, err = status(pid, "VmRSS:"); err != nil {
-		return 0, 0, err
-	}
-	anonymous, err = status(pid, "RssAnon:")
-	return resident, anonymous, err
-}
-
-// peakMemory returns the most memory that was ever resident, in KiB.
-func peakMemory(pid int) (int, error) { return status(pid, "VmHWM:") }
-
-// status reads one number of what the kernel tells about a process.
-func status(pid int, field string) (int, error) {
-	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for _, line := range strings.Split(string(body), "\n") {
-		if fields := strings.Fields(line); len(fields) >= 2 && fields[0] == field {
-			return strconv.Atoi(fields[1])
-		}
-	}
-	return 0, fmt.Errorf("process %d has no %s", pid, field)
 }

@@ -12,6 +12,9 @@ import (
 // Resident returns the resident memory of a process in MB.
 func Resident(pid int) (float64, error) { return memory(pid, "VmRSS:") }
 
+// Anonymous returns the part of it that is no file's, in MB.
+func Anonymous(pid int) (float64, error) { return memory(pid, "RssAnon:") }
+
 // Peak returns the most memory that was resident since the process began, or since [ForgetPeak], in MB.
 func Peak(pid int) (float64, error) { return memory(pid, "VmHWM:") }
 
