@@ -20,7 +20,7 @@ import (
 var errRestart = errors.New("berthd is to be started again")
 
 // garbagePercent is how much garbage may gather beside what is in use. The mesh keeps tens of megabytes that it hardly
-// ever touches: with Go's 100 as much garbage would gather, and be touched.
+// ever touches: with Go's 100 as much garbage would gather, and be touched. Before there is a mesh it would only slow the start.
 const garbagePercent = 50
 
 // run is the verb that runs the agent. whole are the arguments Main had; with stock, flags may be
@@ -46,9 +46,6 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	if p.env["GOMEMLIMIT"] == "" {
 		debug.SetMemoryLimit(tailnet.MemoryLimit)
 	}
-	if p.env["GOGC"] == "" {
-		debug.SetGCPercent(garbagePercent)
-	}
 	tail := &agent.LogTail{}
 	log, closeLog, err := newLog(s.output, p.stderr, tail)
 	if err != nil {
@@ -72,6 +69,9 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	cfg, exchange, err := s.agentConfig(ctx, log, p.endsContainer(), func(e agent.Event) {
 		steps.tell(e)
 		systemd.tell(e)
+		if e.Step == agent.StepTailnet && p.env["GOGC"] == "" {
+			debug.SetGCPercent(garbagePercent)
+		}
 	})
 	if err != nil {
 		return err
