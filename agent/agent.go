@@ -112,6 +112,7 @@ type known struct {
 	joined    atomic.Bool  // that the mesh was joined has been told
 	meshDebug atomic.Bool  // the mesh logs all it does
 	changed   atomic.Bool  // the server gave us another id
+	online    atomic.Bool  // a link is up that has given its manifest
 	spoken    wire.Version // with the server, on the last link; the link's own
 
 	first   *later[*agentpb.Manifest]
@@ -188,7 +189,7 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	}
 	a.local = &localAPI{
 		path: local, user: cfg.User, server: cfg.Server.URL.String(), token: a.token, manifest: a.manifest.Load,
-		appStatus: a.reporter.AppStatus, log: cfg.Log, ready: make(chan struct{}),
+		appStatus: a.reporter.AppStatus, about: a.about, log: cfg.Log, ready: make(chan struct{}),
 	}
 	a.lister = containers.New(containers.Config{User: cfg.User, Log: cfg.Log.With("part", "containers")})
 	inContainer := &containerShells{refusal: noContainers(cfg), program: cfg.Helpers.Program, find: a.lister.Find, command: a.shell.Command}

@@ -89,6 +89,7 @@ func FuzzLocalAPI(f *testing.F) {
 		{"GET", "/v1/session-token?server=https://berth.example.com", ""},
 		{"GET", "/v1/session-token?server=https://evil.example.com", ""},
 		{"GET", "/v1/session-token?server=%zz", ""},
+		{"GET", "/v1/agent", ""},
 		{"DELETE", "/v1/../v1/app-status", ""},
 	} {
 		f.Add(seed.method, seed.target, []byte(seed.body))
@@ -98,6 +99,7 @@ func FuzzLocalAPI(f *testing.F) {
 	h := (&localAPI{
 		server: server, token: func() wire.Secret { return planted },
 		manifest:  func() *agentpb.Manifest { return &agentpb.Manifest{Apps: []*agentpb.WorkspaceApp{{Slug: "claude"}}} },
+		about:     func() About { return testAbout },
 		appStatus: func(u *agentpb.UpdateAppStatusRequest) { taken = u },
 	}).handler()
 	f.Fuzz(func(t *testing.T, method, target string, body []byte) {

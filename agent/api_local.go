@@ -43,6 +43,7 @@ type localAPI struct {
 	token     func() wire.Secret // the session token in use
 	manifest  func() *agentpb.Manifest
 	appStatus func(*agentpb.UpdateAppStatusRequest)
+	about     func() About
 	log       *slog.Logger
 	ready     chan struct{} // closed once the socket is there, or could not be made
 }
@@ -72,6 +73,7 @@ func (l *localAPI) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/app-status", l.postAppStatus)
 	mux.HandleFunc("GET /v1/session-token", l.getSessionToken)
+	mux.HandleFunc("GET /v1/agent", l.getAgent)
 	return mux
 }
 
@@ -205,16 +207,21 @@ const localTimeout = 10 * time.Second
 func SessionToken(ctx context.Context, socket, server string) (wire.Secret, error) {
 	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
-	resp, err := askLocal(ctx, socket, http.MethodGet, "/v1/session-token?"+url.Values{"server": {server}}.Encode(), nil)
-	if err != nil {
-		return "", fmt.Errorf("cannot ask berthd for its token: %w", err)
-	}
-	defer resp.Body.Close()
 	var answer wire.SessionToken
-	if err := wire.ReadJSON(resp, http.StatusOK, &answer); err != nil {
+	if err := getLocal(ctx, socket, "/v1/session-token?"+url.Values{"server": {server}}.Encode(), &answer); err != nil {
 		return "", fmt.Errorf("cannot ask berthd for its token: %w", err)
 	}
 	return wire.Secret(answer.SessionToken), nil
+}
+
+// getLocal reads JSON from the socket.
+func getLocal(ctx context.Context, socket, target string, answer any) error {
+	resp, err := askLocal(ctx, socket, http.MethodGet, target, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return wire.ReadJSON(resp, http.StatusOK, answer)
 }
 
 // askLocal makes one request to the socket.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -343,6 +344,20 @@ func TestLogTailSince(t *testing.T) {
 	})
 }
 
+// testAbout is what the local APIs of tests tell of their agent.
+var testAbout = About{Version: "v1.2.3", PID: 7, Server: "https://berth.example.com", Reachable: true, Commands: 2}
+
+func TestAskAbout(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	if _, err := AskAbout(t.Context(), socket); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("nobody is there: %v", err)
+	}
+	serveLocal(t, socket)
+	if about, err := AskAbout(t.Context(), socket); err != nil || about != testAbout {
+		t.Errorf("%+v, %v", about, err)
+	}
+}
+
 // serveLocal runs a local API and returns what is reported to it.
 func serveLocal(t *testing.T, socket string) <-chan *agentpb.UpdateAppStatusRequest {
 	t.Helper()
@@ -350,6 +365,7 @@ func serveLocal(t *testing.T, socket string) <-chan *agentpb.UpdateAppStatusRequ
 	l := &localAPI{
 		path: socket, server: "https://berth.example.com", token: func() wire.Secret { return "in-use" },
 		manifest:  func() *agentpb.Manifest { return &agentpb.Manifest{Apps: []*agentpb.WorkspaceApp{{Slug: "claude"}}} },
+		about:     func() About { return testAbout },
 		appStatus: func(u *agentpb.UpdateAppStatusRequest) { reported <- u }, log: slog.New(slog.DiscardHandler), ready: make(chan struct{}),
 	}
 	ctx, cancel := context.WithCancel(context.Background())

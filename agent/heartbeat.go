@@ -35,9 +35,7 @@ func (a *agent) runHeartbeat(ctx context.Context) error {
 // askParts returns when each of the parts has answered.
 func (a *agent) askParts() {
 	a.reporter.Backlog()
-	select {
-	case <-a.mesh.come:
-		a.mesh.value.node.Home()
-	default: // not there yet
+	if up, ok := a.mesh.now(); ok {
+		up.node.Home()
 	}
 }

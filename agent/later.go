@@ -16,6 +16,17 @@ func (l *later[T]) set(v T) {
 	close(l.come)
 }
 
+// now returns the value if it has come already.
+func (l *later[T]) now() (T, bool) {
+	select {
+	case <-l.come:
+		return l.value, true
+	default:
+		var none T
+		return none, false
+	}
+}
+
 // wait returns the value when it has come; false if ctx is done first.
 func (l *later[T]) wait(ctx context.Context) (T, bool) {
 	select {

@@ -128,12 +128,11 @@ const minStep = 500 * time.Millisecond
 
 // inTime bounds the time of a step by what is left for the shutdown.
 func (a *agent) inTime(step time.Duration) time.Duration {
-	select {
-	case <-a.leaving.come:
-		return min(step, max(minStep, time.Until(a.leaving.value)))
-	default: // nothing was open yet
+	over, ok := a.leaving.now()
+	if !ok { // nothing was open yet
 		return step
 	}
+	return min(step, max(minStep, time.Until(over)))
 }
 
 // stopUnopened runs the stop scripts of a workspace that a berthd before us started in this boot, and that we could not open: the server is away,

@@ -141,12 +141,11 @@ func (a *agent) announceJoin(ctx context.Context, node *tailnet.Node) {
 
 // self is what peers are told of the node; nil before there is one, and after.
 func (a *agent) self() (self *tailnetpb.Node) {
-	select {
-	case <-a.mesh.come:
-	default:
+	up, ok := a.mesh.now()
+	if !ok {
 		return nil
 	}
-	_ = a.mesh.value.use(context.Background(), func(_ context.Context, n *tailnet.Node) error {
+	_ = up.use(context.Background(), func(_ context.Context, n *tailnet.Node) error {
 		self = n.Self()
 		return nil
 	})
@@ -155,13 +154,12 @@ func (a *agent) self() (self *tailnetpb.Node) {
 
 // showMesh describes the node and its peers for people.
 func (a *agent) showMesh(w io.Writer) {
-	select {
-	case <-a.mesh.come:
-	default:
+	up, ok := a.mesh.now()
+	if !ok {
 		fmt.Fprintln(w, "not on the mesh yet")
 		return
 	}
-	_ = a.mesh.value.use(context.Background(), func(_ context.Context, n *tailnet.Node) error {
+	_ = up.use(context.Background(), func(_ context.Context, n *tailnet.Node) error {
 		fmt.Fprintf(w, "home region %d\nendpoints %q\n", n.Home(), n.Self().GetEndpoints())
 		for _, p := range n.Peers() {
 			path := fmt.Sprintf("relayed by region %d", p.Region)

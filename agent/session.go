@@ -45,6 +45,8 @@ func (d duties) run(ctx context.Context) error {
 	startupErr := a.reportStartup(ctx, up.Agent)
 	a.inForce(ctx, m)
 	a.linked(m, up)
+	a.online.Store(true)
+	defer a.online.Store(false)
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -135,12 +137,11 @@ func (a *agent) inForce(ctx context.Context, m *agentpb.Manifest) {
 
 // newRelayMap gives the node the relay map of a later manifest, should the node be up.
 func (a *agent) newRelayMap(ctx context.Context, m *tailnetpb.DERPMap) {
-	select {
-	case <-a.mesh.come:
-	default:
+	up, ok := a.mesh.now()
+	if !ok {
 		return
 	}
-	_ = a.mesh.value.use(ctx, func(_ context.Context, node *tailnet.Node) error {
+	_ = up.use(ctx, func(_ context.Context, node *tailnet.Node) error {
 		a.setRelayMap(node, m)
 		return nil
 	})

@@ -96,14 +96,16 @@ const (
 
 // Connection describes a session (or one forwarded connection of a JetBrains client) to [Config.Report].
 type Connection struct {
-	Type   SessionType
-	Remote net.Addr
+	Type     SessionType
+	Remote   net.Addr
+	Terminal bool // it has one, which outlives it
 }
 
 // Counts is how many there are of each thing now.
 type Counts struct {
 	SSH, VSCode int64 // sessions by type
 	JetBrains   int64 // forwarded connections to JetBrains programs
+	Commands    int64 // of the sessions of type SSH those without a terminal: commands and file transfers
 	Connections int64 // connections, those still in their handshake included
 }
 
@@ -130,7 +132,7 @@ type limits struct {
 type Server struct {
 	cfg    Config
 	limits limits
-	counts struct{ ssh, vscode, jetbrains, connections atomic.Int64 }
+	counts struct{ ssh, vscode, jetbrains, commands, connections atomic.Int64 }
 
 	displays displays
 
@@ -226,22 +228,26 @@ func (s *Server) Counts() Counts {
 		SSH:         s.counts.ssh.Load(),
 		VSCode:      s.counts.vscode.Load(),
 		JetBrains:   s.counts.jetbrains.Load(),
+		Commands:    s.counts.commands.Load(),
 		Connections: s.counts.connections.Load(),
 	}
 }
 
 // begin counts and reports a session. The function it returns does so for its end and is called once.
 func (s *Server) begin(c Connection) func(exit int, reason string) {
-	var gauge *atomic.Int64
+	var gauges []*atomic.Int64
 	switch c.Type {
 	case SessionSSH:
-		gauge = &s.counts.ssh
+		gauges = append(gauges, &s.counts.ssh)
+		if !c.Terminal {
+			gauges = append(gauges, &s.counts.commands)
+		}
 	case SessionVSCode:
-		gauge = &s.counts.vscode
+		gauges = append(gauges, &s.counts.vscode)
 	case SessionJetBrains:
-		gauge = &s.counts.jetbrains
+		gauges = append(gauges, &s.counts.jetbrains)
 	}
-	if gauge != nil {
+	for _, gauge := range gauges {
 		gauge.Add(1)
 	}
 	var done func(int, string)
@@ -249,7 +255,7 @@ func (s *Server) begin(c Connection) func(exit int, reason string) {
 		s.shield("report", func() { done = s.cfg.Report(c) })
 	}
 	return func(exit int, reason string) {
-		if gauge != nil {
+		for _, gauge := range gauges {
 			gauge.Add(-1)
 		}
 		if done != nil {

@@ -302,12 +302,17 @@ func TestReports(t *testing.T) {
 }
 
 func TestCounts(t *testing.T) {
-	f := serve(t, nil)
+	f := serve(t, withTerminals(t))
 	c := f.dial(t)
-	for _, kind := range []string{"ssh", "vscode", "vscode", "jetbrains"} {
+	for i, kind := range []string{"ssh", "ssh", "vscode", "vscode", "jetbrains"} {
 		s, err := c.NewSession()
 		if err != nil {
 			t.Fatal(err)
+		}
+		if i == 0 {
+			if err := s.RequestPty("xterm", 24, 80, nil); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := s.Setenv("CODER_SSH_SESSION_TYPE", kind); err != nil {
 			t.Fatal(err)
@@ -328,7 +333,7 @@ func TestCounts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if diff := cmp.Diff(Counts{SSH: 1, VSCode: 2, Connections: 1}, f.Counts()); diff != "" {
+	if diff := cmp.Diff(Counts{SSH: 2, VSCode: 2, Commands: 1, Connections: 1}, f.Counts()); diff != "" {
 		t.Error(diff)
 	}
 }

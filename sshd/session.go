@@ -159,7 +159,7 @@ func (s *session) run(f func() (int, error)) {
 	done := func(int, string) {}
 	// An editor's many sessions are not what people mean by a JetBrains connection; its forwarded ports are.
 	if s.env.kind != SessionJetBrains {
-		done = s.conn.srv.begin(Connection{Type: s.env.kind, Remote: s.conn.remote})
+		done = s.conn.srv.begin(Connection{Type: s.env.kind, Remote: s.conn.remote, Terminal: s.terminal != nil})
 	}
 	defer func() {
 		s.ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{uint32(code)}))
