@@ -28,16 +28,21 @@ var agentVariables = map[string][2]string{
 	envToken:    {"BERTH_AGENT_TOKEN", envTokenFallback},
 }
 
-// server returns a client of the workspace's control server that acts as the agent. It is found as
-// sessions are told of it, else by the settings that run has too.
-func (p process) server(ctx context.Context) (*client.Client, error) {
+// agentSettings returns how to reach the workspace's control server: as sessions are told of it, else
+// by the settings that run has too.
+func (p process) agentSettings() (*settings, error) {
 	env := maps.Clone(p.env)
 	for ours, theirs := range agentVariables {
 		if _, value := env.first(theirs[0], theirs[1]); value != "" {
 			env[ours] = value
 		}
 	}
-	s, err := parseServer(env)
+	return parseServer(env)
+}
+
+// server returns a client of the workspace's control server that acts as the agent.
+func (p process) server(ctx context.Context) (*client.Client, error) {
+	s, err := p.agentSettings()
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +57,7 @@ func (p process) server(ctx context.Context) (*client.Client, error) {
 		if now, err := agent.SessionToken(ctx, p.env[agent.EnvSocket], s.server.url); err == nil {
 			s.identity.token = now
 		}
-	} else if dir, err := stateDir(env); err == nil {
+	} else if dir, err := stateDir(p.env); err == nil {
 		exchange.ProofKey = filepath.Join(dir, proofKeyFile)
 	}
 	source, err := s.identity.source(exchange, slog.New(slog.DiscardHandler), func(agent.Event) {})

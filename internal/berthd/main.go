@@ -47,6 +47,7 @@ const usageText = `berthd is the workspace agent of berth.
   berthd git-ssh            ssh for git, with the key that the server keeps
   berthd git-askpass        answer git's questions with a login that the server keeps
   berthd external-auth      print such a login
+  berthd upgrade            put the berthd that the server hosts into the place of this one
   berthd stat               how much of the processor, memory and disk is used
   berthd version            say which berthd this is
   berthd VERB --help        show the flags of a verb, with their variables
@@ -93,7 +94,9 @@ func Main(ctx context.Context, args, env []string, stdin io.Reader, stdout, stde
 		fmt.Fprint(stdout, "\nFlags of run:\n")
 		printOptions(stdout)
 	case verb == "run" || verb == "agent":
-		err = p.run(ctx, args, verb == "agent")
+		if err = p.run(ctx, args, verb == "agent"); errors.Is(err, errInPlace) {
+			err = p.restartInPlace(args)
+		}
 	case verb == "ptyhost":
 		err = p.ptyhost(ctx)
 	case verb == "sftp-server":
@@ -114,6 +117,8 @@ func Main(ctx context.Context, args, env []string, stdin io.Reader, stdout, stde
 		err = p.mcp(ctx)
 	case verb == "report":
 		err = p.report(ctx)
+	case verb == "upgrade":
+		err = p.upgrade(ctx)
 	case verb == "version":
 		p.version()
 	default:

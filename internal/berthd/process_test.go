@@ -4,14 +4,17 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -230,6 +233,59 @@ func TestHangupOfStockAgent(t *testing.T) {
 	d.says("level=WARN", "Wait")
 	if code := d.stop(syscall.SIGHUP); code != ExitOK {
 		t.Errorf("exit code %d after SIGHUP, want %d", code, ExitOK)
+	}
+}
+
+// TestInPlace: another berthd takes the place of one in the same process, and waits for the children that it left.
+func TestInPlace(t *testing.T) {
+	srv := httptest.NewServer(answer(503, "Wait."))
+	defer srv.Close()
+	d := start(t, []string{"BERTH_URL=" + srv.URL})
+	d.says("level=WARN", "Wait")
+	pid := d.cmd.Process.Pid
+	ask := func() agent.About {
+		t.Helper()
+		about, err := agent.AskAbout(t.Context(), filepath.Join(d.state, "s", agent.LocalSocket))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return about
+	}
+	if about := ask(); about.PID != pid || about.Version != version || about.Server != srv.URL || about.Reachable {
+		t.Errorf("%+v, want process %d", about, pid)
+	}
+	for range 2 {
+		if err := d.cmd.Process.Signal(syscall.SIGUSR2); err != nil {
+			t.Fatal(err)
+		}
+		d.says("another berthd takes the place")
+		d.says("level=WARN", "Wait")
+	}
+	if about := ask(); about.PID != pid {
+		t.Errorf("process %d, want %d", about.PID, pid)
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosts := strings.Fields(string(children))
+	if len(hosts) != 1 {
+		t.Fatalf("children %q, want the terminals' owner alone", children)
+	}
+	host, err := strconv.Atoi(hosts[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(host, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the dead child is gone", func() bool {
+		_, err := os.Stat(fmt.Sprintf("/proc/%d", host))
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil || strings.Count(string(environ), envInPlace) != 1 {
+		t.Errorf("%v, %q", err, environ)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync"
 	"syscall"
 
 	"github.com/berthd/berth/agent"
@@ -43,6 +44,9 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	if err != nil {
 		return err
 	}
+	if p.env[envInPlace] != "" {
+		adoptChildren()
+	}
 	if p.env["GOMEMLIMIT"] == "" {
 		debug.SetMemoryLimit(tailnet.MemoryLimit)
 	}
@@ -66,8 +70,10 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 
 	ctx, release := withSignals(ctx, s.stock, log)
 	defer release()
+	var follow *follower
 	cfg, exchange, err := s.agentConfig(ctx, log, p.endsContainer(), func(e agent.Event) {
 		steps.tell(e)
+		follow.tell(e)
 		systemd.tell(e)
 		if e.Step == agent.StepTailnet && p.env["GOGC"] == "" {
 			debug.SetGCPercent(garbagePercent)
@@ -106,8 +112,13 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 		return startTerminals(self, socket, user, state.Path("ptyhost.log"), log)
 	}
 
+	if follow = s.follower(self, cfg.Server, state, socket, log); follow != nil {
+		var following sync.WaitGroup
+		defer following.Wait()
+		following.Go(func() { follow.run(ctx) })
+	}
 	defer context.AfterFunc(ctx, func() {
-		systemd.stopping(errors.Is(context.Cause(ctx), agent.ErrRestart), s.services.shutdownTimeout)
+		systemd.stopping(context.Cause(ctx), s.services.shutdownTimeout)
 	})()
 	log.Info("berthd starts", "version", version, "server", cfg.Server.URL, "identity", cfg.Identity, "state", s.dirs.state)
 	if user != nil {
@@ -119,7 +130,10 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 		}
 		return err
 	}
-	if errors.Is(context.Cause(ctx), agent.ErrRestart) {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errInPlace) && !s.output.statusInherited():
+		return errInPlace
+	case errors.Is(cause, agent.ErrRestart):
 		return errRestart
 	}
 	return nil
@@ -185,7 +199,7 @@ func (s *settings) agentConfig(ctx context.Context, log *slog.Logger, endsContai
 // prepareEnvironment makes the process environment what children may inherit: no credentials of
 // ours, nothing by which they could speak to systemd for us, and the way to report to us.
 func prepareEnvironment(socket string) error {
-	for _, name := range []string{envToken, envTokenFallback, identity.EnvCredentials, "BERTH_HEADER", "CODER_AGENT_HEADER", envNotify, envWatchdog, envWatchdogPID, envInit} {
+	for _, name := range []string{envToken, envTokenFallback, identity.EnvCredentials, "BERTH_HEADER", "CODER_AGENT_HEADER", envNotify, envWatchdog, envWatchdogPID, envInit, envInPlace} {
 		if err := os.Unsetenv(name); err != nil {
 			return fmt.Errorf("cannot clear %s: %w", name, err)
 		}
@@ -193,14 +207,15 @@ func prepareEnvironment(socket string) error {
 	return os.Setenv(agent.EnvSocket, socket)
 }
 
-// withSignals returns a context that SIGINT and SIGTERM end, and SIGHUP ends with the cause
-// [agent.ErrRestart]; to the stock agent, which nobody starts again, it means the same as the others.
+// withSignals returns a context that SIGINT and SIGTERM end, SIGHUP ends with the cause
+// [agent.ErrRestart], and SIGUSR2 with the cause errInPlace. To the stock agent, which nobody starts again, SIGHUP means
+// the same as the first two.
 // The first signal counts. More of them change nothing: who stops a container or presses Ctrl-C may
 // send two where one was meant, and stop scripts are to run to their end.
 func withSignals(ctx context.Context, stock bool, log *slog.Logger) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR2)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -208,6 +223,9 @@ func withSignals(ctx context.Context, stock bool, log *slog.Logger) (context.Con
 			switch {
 			case ctx.Err() != nil:
 				log.Info("stopping already; only SIGKILL ends berthd at once", "signal", sig)
+			case sig == syscall.SIGUSR2:
+				log.Info("another berthd takes the place of this one", "signal", sig)
+				cancel(errInPlace)
 			case sig == syscall.SIGHUP && !stock:
 				log.Info("stopping, to be started again", "signal", sig)
 				cancel(agent.ErrRestart)

@@ -30,6 +30,8 @@ type settings struct {
 	user     string // whom the workspace belongs to
 	// stock tells that berthd was started as the stock agent is. The scripts that do so start it once.
 	stock bool
+	// autoUpgrade has berthd follow the version that the server hosts.
+	autoUpgrade bool
 	// noReap keeps process 1 from being an init.
 	noReap bool
 	// ignored are the stock agent's flags that were given and have no effect.
@@ -226,6 +228,9 @@ var options = []option{
 	{name: "block-local-port-forwarding", env: "BERTH_BLOCK_LOCAL_PORT_FORWARDING", fallback: "CODER_AGENT_BLOCK_LOCAL_PORT_FORWARDING", stock: "block-local-port-forwarding",
 		usage: "refuse ssh -L",
 		bind:  toggle(func(s *settings) *bool { return &s.services.blockLocal })},
+	{name: "auto-upgrade", env: "BERTH_AUTO_UPGRADE",
+		usage: "follow the server: put the berthd that it hosts into the place of this one whenever that is another version",
+		bind:  toggle(func(s *settings) *bool { return &s.autoUpgrade })},
 	{name: "no-reap", env: "BERTH_NO_REAP", stock: "no-reap",
 		usage: "as process 1 of a container, do not be an init that waits for orphans and has berthd as its child",
 		bind:  toggle(func(s *settings) *bool { return &s.noReap })},

@@ -51,6 +51,12 @@ func openSteps(target string, log *slog.Logger) (*steps, error) {
 	return s, nil
 }
 
+// statusInherited tells whether --status-json names a descriptor, which only the first program of a process has.
+func (o outputSettings) statusInherited() bool {
+	_, err := strconv.Atoi(o.statusJSON)
+	return err == nil
+}
+
 // tell is the agent's Event callback.
 func (s *steps) tell(e agent.Event) {
 	e.Elapsed = time.Since(s.began).Milliseconds()

@@ -1,6 +1,7 @@
 package berthd
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -117,9 +118,13 @@ func (s *supervisor) status(e agent.Event) (status string, ready bool) {
 const stopMargin = time.Minute
 
 // stopping tells that berthd stops, what for, and how long that may take.
-func (s *supervisor) stopping(restart bool, scripts time.Duration) {
+func (s *supervisor) stopping(cause error, scripts time.Duration) {
 	status := "running stop scripts"
-	if restart {
+	switch {
+	case errors.Is(cause, errInPlace): // the process stays
+		s.notify("STATUS=another berthd takes the place of this one; terminals live on")
+		return
+	case errors.Is(cause, agent.ErrRestart):
 		status = "leaving, to be started again; terminals live on"
 	}
 	s.notify(fmt.Sprintf("STOPPING=1\nEXTEND_TIMEOUT_USEC=%d\nSTATUS=%s", (scripts + stopMargin).Microseconds(), status))

@@ -68,13 +68,17 @@ func TestSupervisorIsToldTheStage(t *testing.T) {
 		t.Errorf("without scripts (-want +got):\n%s", diff)
 	}
 	s.tell(agent.Event{Step: agent.StepStopped}) // says nothing
-	s.stopping(false, time.Minute)
+	s.stopping(nil, time.Minute)
 	if got, want := next(), "STOPPING=1\nEXTEND_TIMEOUT_USEC=120000000\nSTATUS=running stop scripts"; got != want {
 		t.Errorf("stopping: got %q, want %q", got, want)
 	}
-	s.stopping(true, time.Minute)
+	s.stopping(agent.ErrRestart, time.Minute)
 	if got, want := next(), "STOPPING=1\nEXTEND_TIMEOUT_USEC=120000000\nSTATUS=leaving, to be started again; terminals live on"; got != want {
 		t.Errorf("restarting: got %q, want %q", got, want)
+	}
+	s.stopping(errInPlace, time.Minute)
+	if got, want := next(), "STATUS=another berthd takes the place of this one; terminals live on"; got != want {
+		t.Errorf("changing: got %q, want %q", got, want)
 	}
 }
 

@@ -1,0 +1,131 @@
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// release builds berthd as another version.
+func (m *machine) release(version string) (dir string) {
+	m.t.Helper()
+	dir = filepath.Join(m.tmp, version)
+	build := exec.Command("go", "build", "-o", dir+"/", "-ldflags", "-X github.com/berthd/berth/internal/berthd.version="+version, "../cmd/berthd", "../cmd/berthd-ptyhost")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		m.t.Fatalf("%v: %s", err, out)
+	}
+	return dir
+}
+
+// pack packs a directory with berthd as control servers host it, and returns the directory that they would serve below /bin/.
+func (m *machine) pack(version, programs string) (dir, archive, sum string) {
+	m.t.Helper()
+	dir = filepath.Join(m.tmp, "hosted-"+version)
+	archive = filepath.Join(dir, "berthd-linux-"+runtime.GOARCH+".tar.gz")
+	m.must("mkdir", dir)
+	m.must("tar", "-czf", archive, "-C", programs, ".")
+	packed, err := os.ReadFile(archive)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	digest := sha256.Sum256(packed)
+	sum = hex.EncodeToString(digest[:])
+	for name, text := range map[string]string{"VERSION": version, "SHA256SUMS": sum + "  " + filepath.Base(archive)} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text+"\n"), 0o644); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	return dir, archive, sum
+}
+
+// TestUpgrade: berthd is upgraded while people work, and goes back where the new one is no good.
+func TestUpgrade(t *testing.T) {
+	r := newRoad(t, "agents:\n  - name: box\n")
+	installed := filepath.Join(r.home, "bin")
+	r.must("mkdir", installed)
+	r.must("cp", filepath.Join(bin, "berthd"), filepath.Join(bin, "berthd-ptyhost"), installed)
+	program := filepath.Join(installed, "berthd")
+	r.agent = r.start(program, []string{"BERTH_URL=" + r.url(), "BERTH_TOKEN=" + r.token}, "run", "--state-dir", filepath.Join(r.home, "state"))
+	r.waitConnected(20 * time.Second)
+	pid := r.agent.cmd.Process.Pid
+	work := r.mesh()
+	kept := func(input string) {
+		t.Helper()
+		work.see("work", "", input, func(seen string) bool { return strings.Contains(seen, "kept=42") })
+	}
+	work.see("work", "bash --norc", "n=$((6*7)); echo kept=$n\n", func(seen string) bool { return strings.Contains(seen, "kept=42") })
+	first := strings.Fields(r.must(program, "version"))[1]
+
+	dir, _, _ := r.pack("v9.9.1", r.release("v9.9.1"))
+	hosting := httptest.NewServer(http.StripPrefix("/bin/", http.FileServer(http.Dir(dir))))
+	defer hosting.Close()
+	upgrade := func(args ...string) *exec.Cmd {
+		cmd := r.command(program, append([]string{"upgrade", "--socket", filepath.Join(r.home, "state", "berthd.sock")}, args...)...)
+		cmd.Env = r.env("BERTH_URL=" + hosting.URL)
+		return cmd
+	}
+	// runs looks whether a version runs in the same process, with the terminal as it was.
+	runs := func(version string) {
+		t.Helper()
+		if got := strings.Fields(r.must(fmt.Sprintf("/proc/%d/exe", pid), "version"))[1]; got != version {
+			t.Errorf("%s runs, want %s", got, version)
+		}
+		r.waitConnected(20 * time.Second)
+		kept("clear; echo kept=$n\n")
+	}
+
+	if out, err := upgrade("--check").CombinedOutput(); err != nil || !strings.Contains(string(out), "hosts v9.9.1") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	runs(first)
+
+	// A command over SSH that runs is waited for.
+	busy := r.pipe("ssh", "box", "cat")
+	busy.ask("here", "here")
+	forth := r.startCommand(upgrade(), "upgrade")
+	forth.wait("to end (1 now)", 60*time.Second)
+	busy.ask("still here", "still here")
+	busy.in.Close()
+	forth.wait("v9.9.1 serves", 60*time.Second)
+	runs("v9.9.1")
+	if out, err := upgrade().CombinedOutput(); err != nil || !strings.Contains(string(out), "nothing to do") {
+		t.Errorf("%v: %s", err, out)
+	}
+
+	if out, err := upgrade("--previous").CombinedOutput(); err != nil || !strings.Contains(string(out), first+" serves") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	runs(first)
+
+	if out, err := upgrade("--sha256", strings.Repeat("0", 64)).CombinedOutput(); err == nil || !strings.Contains(string(out), "nothing was changed") {
+		t.Errorf("%v: %s", err, out)
+	}
+	runs(first)
+
+	// One that can tell its version, and then does nothing.
+	broken := filepath.Join(r.tmp, "broken")
+	r.must("mkdir", broken)
+	if err := os.WriteFile(filepath.Join(broken, "berthd"), []byte("#!/bin/sh\n[ $1 = version ] && echo berthd v9.9.2 && exit\nexec sleep 600\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, archive, sum := r.pack("v9.9.2", broken)
+	out, err := upgrade("--file", archive, "--sha256", sum, "--timeout", "3s").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "v9.9.2 did not come up within 3s") || !strings.Contains(string(out), first+" is back") {
+		t.Errorf("%v: %s", err, out)
+	}
+	r.waitConnected(20 * time.Second)
+	kept("clear; echo kept=$n\n")
+	if got := strings.Fields(r.must(program, "version"))[1]; got != first {
+		t.Errorf("%s is installed, want %s", got, first)
+	}
+}
