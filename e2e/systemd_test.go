@@ -153,6 +153,16 @@ func (b *booted) wait(limit time.Duration, name, want string) {
 	})
 }
 
+// clear takes away what this machine's own berthd keeps, what its root's shells read first, and paths more.
+func (r *road) clear(root string, more ...string) {
+	r.t.Helper()
+	for _, path := range append(more, "var/lib/berthd", "root/.bashrc", "root/.bash_profile", "root/.bash_login", "root/.profile") {
+		if err := os.RemoveAll(filepath.Join(root, path)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
 // boot starts a system with berthd as a unit that is not started yet, and files beside it.
 func (r *road) boot(files map[string]string) *booted {
 	r.t.Helper()
@@ -167,12 +177,7 @@ func (r *road) boot(files map[string]string) *booted {
 	}
 	maps.Copy(all, files)
 	return boot(r.machine, func(root string) {
-		// What this machine's own berthd keeps, and what its root's shells read first.
-		for _, path := range []string{"var/lib/berthd", "root/.bashrc", "root/.bash_profile", "root/.bash_login", "root/.profile"} {
-			if err := os.RemoveAll(filepath.Join(root, path)); err != nil {
-				r.t.Fatal(err)
-			}
-		}
+		r.clear(root)
 		for path, text := range all {
 			path = filepath.Join(root, path)
 			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -185,6 +190,9 @@ func (r *road) boot(files map[string]string) *booted {
 	}, "berthd", "berthd-ptyhost")
 }
 
+// counter counts what it is asked.
+const counter = "#!/bin/sh\nwhile read line; do n=$((n+1)); echo \"$line has count $n\"; done\n"
+
 // TestSystemd runs berthd as a unit of a real systemd: it tells how it is, its terminals live through whatever becomes of it but a stop, and a stop
 // runs the stop scripts.
 func TestSystemd(t *testing.T) {
@@ -196,7 +204,7 @@ agents:
       - {display_name: end, run_on_stop: true, script: "sleep 1; echo ended >>/var/tmp/scripts"}
 `)
 	b := r.boot(map[string]string{
-		"usr/local/bin/counter":                              "#!/bin/sh\nwhile read line; do n=$((n+1)); echo \"$line has count $n\"; done\n",
+		"usr/local/bin/counter":                              counter,
 		"etc/systemd/system/berthd.service.d/impatient.conf": "[Service]\nWatchdogSec=3s\nRestartSec=100ms\n",
 	})
 

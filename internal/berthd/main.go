@@ -42,6 +42,8 @@ const (
 const usageText = `berthd is the workspace agent of berth.
 
   berthd [run] [flags]      run the agent (agent is another name for run)
+  berthd install [flags]    have systemd start berthd, now and at each boot
+  berthd uninstall [flags]  undo that
   berthd report [flags]     tell what an app in this workspace is doing
   berthd mcp [flags]        let a coding assistant tell what it is doing
   berthd git-ssh            ssh for git, with the key that the server keeps
@@ -97,6 +99,10 @@ func Main(ctx context.Context, args, env []string, stdin io.Reader, stdout, stde
 		if err = p.run(ctx, args, verb == "agent"); errors.Is(err, errInPlace) {
 			err = p.restartInPlace(args)
 		}
+	case verb == "install":
+		err = p.install(ctx)
+	case verb == "uninstall":
+		err = p.uninstall(ctx)
 	case verb == "ptyhost":
 		err = p.ptyhost(ctx)
 	case verb == "sftp-server":

@@ -320,10 +320,7 @@ func printOptions(w io.Writer) {
 	fs := flags(&settings{})
 	for _, o := range options {
 		f := fs.Lookup(o.name)
-		value, help := flag.UnquoteUsage(f)
-		if b, ok := f.Value.(interface{ IsBoolFlag() bool }); ok && b.IsBoolFlag() {
-			value = ""
-		}
+		heading, help := describe(f)
 		names := o.env
 		if o.fallback != "" {
 			names += ", else " + o.fallback
@@ -331,8 +328,17 @@ func printOptions(w io.Writer) {
 		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" {
 			help += " (default " + f.DefValue + ")"
 		}
-		fmt.Fprintf(w, "  --%s\n        %s\n        $%s\n", strings.TrimSpace(o.name+" "+value), help, names)
+		fmt.Fprintf(w, "  %s\n        %s\n        $%s\n", heading, help, names)
 	}
+}
+
+// describe returns how a flag is given, and what for.
+func describe(f *flag.Flag) (heading, help string) {
+	value, help := flag.UnquoteUsage(f)
+	if b, ok := f.Value.(interface{ IsBoolFlag() bool }); ok && b.IsBoolFlag() {
+		value = ""
+	}
+	return strings.TrimSpace("--" + f.Name + " " + value), help
 }
 
 // parseSettings reads flags, then variables, then the stock agent's variables: the first that says
