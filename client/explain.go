@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -207,10 +208,22 @@ func explainTLS(err error) *Problem {
 		return &Problem{Kind: KindTrust,
 			Cause: fmt.Sprintf("the server's certificate is not for %s", hostname.Host),
 			Fix:   "use the name that the certificate is for, or have it issued for this one"}
+	case refusedOurs(err):
+		return &Problem{Kind: KindTrust,
+			Cause: "the server, or a proxy in front of it, takes no client without a certificate that it trusts",
+			Fix:   "give one with BERTH_CLIENT_CERT and BERTH_CLIENT_KEY, or have the one that is given renewed"}
 	case errors.As(err, &invalid):
 		return &Problem{Kind: KindTrust, Cause: "the server's certificate is not valid: " + invalid.Error(), Fix: "replace it on the server"}
 	}
 	return nil
+}
+
+// refusedOurs tells whether the other side refused this one's certificate, or that there was none. The package has no type for
+// what the other side says, only these words.
+func refusedOurs(err error) bool {
+	return slices.ContainsFunc([]string{"certificate required", "bad certificate", "unknown certificate authority", "expired certificate"}, func(words string) bool {
+		return strings.Contains(err.Error(), "remote error: tls: "+words)
+	})
 }
 
 // explainExpired tells an old certificate from a wrong clock: no certificate is issued for the future,

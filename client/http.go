@@ -1,12 +1,15 @@
 package client
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"time"
 
 	// The public roots, for where the system has none: an image made from scratch, a bare container.
@@ -17,6 +20,39 @@ import (
 type HTTPConfig struct {
 	// CAFile names PEM certificates that are trusted beside the system's; empty means none.
 	CAFile string
+	// CertFile and KeyFile name the PEM certificate, with its chain, and key by which a proxy in front of the server knows this
+	// machine; empty means none. They are read anew for each connection. KeyFile may be empty if both are in one file.
+	CertFile, KeyFile string
+}
+
+// certificate returns what makes the client's certificate for a connection, nil if there is none. A pair that cannot be read any
+// more, as while it is being replaced, is no reason to leave the last one.
+func (c HTTPConfig) certificate() (func(*tls.CertificateRequestInfo) (*tls.Certificate, error), error) {
+	if c.CertFile == "" {
+		if c.KeyFile != "" {
+			return nil, errors.New("cannot use a client key without its certificate")
+		}
+		return nil, nil
+	}
+	read := func() (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(c.CertFile, cmp.Or(c.KeyFile, c.CertFile))
+		if err != nil {
+			return nil, fmt.Errorf("cannot use the client certificate: %w", err)
+		}
+		return &pair, nil
+	}
+	first, err := read()
+	if err != nil {
+		return nil, err
+	}
+	var last atomic.Pointer[tls.Certificate]
+	last.Store(first)
+	return func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		if now, err := read(); err == nil {
+			last.Store(now)
+		}
+		return last.Load(), nil
+	}, nil
 }
 
 // How long reaching the server may take. Dialling is short so that a filtered port is named soon;
@@ -44,6 +80,10 @@ func NewHTTP(config HTTPConfig) (*http.Client, error) {
 			return nil, fmt.Errorf("cannot use CA file %s: it holds no PEM certificate", config.CAFile)
 		}
 		tlsConfig.RootCAs = roots
+	}
+	var err error
+	if tlsConfig.GetClientCertificate, err = config.certificate(); err != nil {
+		return nil, err
 	}
 	return &http.Client{
 		Transport: &http.Transport{

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -152,8 +153,10 @@ func (p *program) readToken(path string) (wire.Secret, error) {
 // the environment or a flag goes with a URL from either, CODER_SESSION_TOKEN only with CODER_URL, and
 // that of a context only with its own URL.
 func (p *program) access() (access, error) {
-	if p.caFile == "" {
-		p.caFile = os.Getenv("BERTH_CA_FILE")
+	p.http = client.HTTPConfig{
+		CAFile:   cmp.Or(p.http.CAFile, os.Getenv("BERTH_CA_FILE")),
+		CertFile: cmp.Or(p.http.CertFile, os.Getenv("BERTH_CLIENT_CERT")),
+		KeyFile:  cmp.Or(p.http.KeyFile, os.Getenv("BERTH_CLIENT_KEY")),
 	}
 	switch {
 	case p.url != "":
@@ -247,7 +250,7 @@ func (p *program) server() (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := client.NewHTTP(client.HTTPConfig{CAFile: p.caFile})
+	h, err := client.NewHTTP(p.http)
 	if err != nil {
 		return nil, err
 	}

@@ -182,7 +182,7 @@ func (p *program) proxyCommand() ([]string, error) {
 	if p.url != "" {
 		words = append(words, "--url", p.url)
 	}
-	for _, file := range []struct{ flag, path string }{{"--token-file", p.tokenFile}, {"--ca-file", p.caFile}} {
+	for _, file := range []struct{ flag, path string }{{"--token-file", p.tokenFile}, {"--ca-file", p.http.CAFile}, {"--client-cert", p.http.CertFile}, {"--client-key", p.http.KeyFile}} {
 		if file.path == "" {
 			continue
 		}

@@ -20,6 +20,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/berthd/berth/client"
 )
 
 func main() { os.Exit(run(arguments(os.Args), os.Stdin, os.Stdout, os.Stderr)) }
@@ -53,7 +55,7 @@ type program struct {
 
 	url       string
 	tokenFile string
-	caFile    string
+	http      client.HTTPConfig
 	verbose   bool
 	completes bool // it was started by a shell's Tab
 }
@@ -111,7 +113,9 @@ comes from --token-file, BERTH_TOKEN, or the same place. A token is never an arg
 	flags := root.PersistentFlags()
 	flags.StringVar(&p.url, "url", "", "URL of the control server (BERTH_URL)")
 	flags.StringVar(&p.tokenFile, "token-file", "", "file that holds the session token (or its text in BERTH_TOKEN)")
-	flags.StringVar(&p.caFile, "ca-file", "", "PEM file of certificates to trust beside the system's (BERTH_CA_FILE)")
+	flags.StringVar(&p.http.CAFile, "ca-file", "", "PEM file of certificates to trust beside the system's (BERTH_CA_FILE)")
+	flags.StringVar(&p.http.CertFile, "client-cert", "", "PEM file of the certificate that a proxy in front of the server wants (BERTH_CLIENT_CERT)")
+	flags.StringVar(&p.http.KeyFile, "client-key", "", "PEM file of its key, where that is another file (BERTH_CLIENT_KEY)")
 	flags.BoolVarP(&p.verbose, "verbose", "v", false, "log what happens to standard error")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError(cmd, err)

@@ -49,8 +49,7 @@ func (s *settings) follower(self []string, server agent.Server, state *agent.Sta
 			cmd.Path = exe
 		}
 		// It outlives this berthd, and needs no token.
-		cmd.Env = append(os.Environ(), "BERTH_URL="+s.server.url, "BERTH_CA_FILE="+s.server.caFile,
-			"BERTH_HEADER="+s.server.header.pairs(), "BERTH_HEADER_COMMAND="+s.server.headerCommand)
+		cmd.Env = append(append(os.Environ(), "BERTH_URL="+s.server.url), s.server.variables()...)
 		cmd.Dir = filepath.Dir(f.refused)
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr // a file, not a pipe of this process
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

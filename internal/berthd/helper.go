@@ -86,16 +86,24 @@ func (s *settings) helpers(state *agent.State, user *account.User) (agent.Helper
 		return agent.Helpers{}, err
 	}
 	h := agent.Helpers{Program: program, Dir: dir}
+	h.Env = s.server.variables()
+	return h, nil
+}
+
+// variables is how the server is reached, for another berthd.
+func (s *serverSettings) variables() (env []string) {
 	for name, value := range map[string]string{
-		"BERTH_CA_FILE":        s.server.caFile,
-		"BERTH_HEADER":         s.server.header.pairs(),
-		"BERTH_HEADER_COMMAND": s.server.headerCommand,
+		"BERTH_CA_FILE":        s.reach.CAFile,
+		"BERTH_CLIENT_CERT":    s.reach.CertFile,
+		"BERTH_CLIENT_KEY":     s.reach.KeyFile,
+		"BERTH_HEADER":         s.header.pairs(),
+		"BERTH_HEADER_COMMAND": s.headerCommand,
 	} {
 		if value != "" {
-			h.Env = append(h.Env, name+"="+value)
+			env = append(env, name+"="+value)
 		}
 	}
-	return h, nil
+	return env
 }
 
 func (s *settings) linkHelpers(self, dir, program string) error {

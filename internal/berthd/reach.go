@@ -27,7 +27,7 @@ func (s *settings) reach(ctx context.Context) (agent.Server, error) {
 	if err != nil {
 		return agent.Server{}, err
 	}
-	reach, err := client.NewHTTP(client.HTTPConfig{CAFile: s.server.caFile})
+	reach, err := client.NewHTTP(s.server.reach)
 	if err != nil {
 		return agent.Server{}, usageError{err}
 	}

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/identity"
 	"github.com/berthd/berth/wire"
 )
@@ -42,7 +43,7 @@ type serverSettings struct {
 	url           string
 	header        headerList
 	headerCommand string
-	caFile        string
+	reach         client.HTTPConfig
 }
 
 type identitySettings struct {
@@ -166,7 +167,13 @@ var options = []option{
 		bind:  text(func(s *settings) *string { return &s.server.headerCommand }, "")},
 	{name: "ca-file", env: "BERTH_CA_FILE", reach: true,
 		usage: "PEM `file` of certificates to trust beside the system's",
-		bind:  text(func(s *settings) *string { return &s.server.caFile }, "")},
+		bind:  text(func(s *settings) *string { return &s.server.reach.CAFile }, "")},
+	{name: "client-cert", env: "BERTH_CLIENT_CERT", reach: true,
+		usage: "PEM `file` of the certificate, with its chain, by which a proxy in front of the server knows this machine; read anew for each connection",
+		bind:  text(func(s *settings) *string { return &s.server.reach.CertFile }, "")},
+	{name: "client-key", env: "BERTH_CLIENT_KEY", reach: true,
+		usage: "PEM `file` of its key, where that is another file",
+		bind:  text(func(s *settings) *string { return &s.server.reach.KeyFile }, "")},
 	{name: "state-dir", env: "BERTH_STATE_DIR",
 		usage: "`directory` for what outlives a restart (default /var/lib/berthd for root, else $XDG_STATE_HOME/berthd)",
 		bind:  text(func(s *settings) *string { return &s.dirs.state }, "")},

@@ -231,7 +231,7 @@ func TestHelperCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, coder := range []bool{false, true, true, false} {
-		s := parse(t, environment{"BERTH_HEADER": "X-A=1,X-B=2", "BERTH_CA_FILE": "/ca.pem"})
+		s := parse(t, environment{"BERTH_HEADER": "X-A=1,X-B=2", "BERTH_CA_FILE": "/ca.pem", "BERTH_CLIENT_CERT": "/me.pem"})
 		s.services.coderCommand = coder
 		h, err := s.helpers(state, nil)
 		if err != nil {
@@ -244,7 +244,7 @@ func TestHelperCommands(t *testing.T) {
 			t.Errorf("coder %v, want %v", err, coder)
 		}
 		slices.Sort(h.Env)
-		if diff := cmp.Diff([]string{"BERTH_CA_FILE=/ca.pem", "BERTH_HEADER=X-A=1,X-B=2"}, h.Env); diff != "" {
+		if diff := cmp.Diff([]string{"BERTH_CA_FILE=/ca.pem", "BERTH_CLIENT_CERT=/me.pem", "BERTH_HEADER=X-A=1,X-B=2"}, h.Env); diff != "" {
 			t.Errorf("environment (-want +got):\n%s", diff)
 		}
 	}
