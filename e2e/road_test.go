@@ -50,7 +50,7 @@ func newRoadOn(m *machine, config string, flags ...string) *road {
 
 func (r *road) serve() {
 	r.server = r.start("berth", nil, append([]string{"serve", "--listen", r.addr, "--data-dir", r.data, "--config", r.config}, r.flags...)...)
-	r.server.wait("http://"+r.addr, 20*time.Second)
+	r.server.wait("serving http", 20*time.Second)
 }
 
 func (r *road) url() string { return "http://" + r.addr }
