@@ -12,7 +12,7 @@ import (
 // newLog returns the logger: lines on stderr, in tail, and in what else the settings name. Secrets
 // stay out because their type prints nothing.
 func newLog(o outputSettings, stderr, tail io.Writer) (log *slog.Logger, closeLog func(), err error) {
-	var files []*os.File
+	var files []*logFile
 	closeLog = func() {
 		for _, f := range files {
 			f.Close()
@@ -35,7 +35,7 @@ func newLog(o outputSettings, stderr, tail io.Writer) (log *slog.Logger, closeLo
 		case "/dev/stdout":
 			w = os.Stdout
 		default:
-			f, err := os.OpenFile(sink.target, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+			f, err := openLogFile(sink.target, maxLogFile)
 			if err != nil {
 				closeLog()
 				return nil, nil, usagef("cannot use --%s: %w", sink.flag, err)
