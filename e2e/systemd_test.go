@@ -250,6 +250,40 @@ agents:
 		t.Logf("restarts: %s, then %s", before, restarts())
 		all(step + 2)
 	}
+
+	// An upgrade waits for the copy that is under way, and is no restart to systemd; so is the way back.
+	_, archive, sum := r.pack("v9.9.1", r.release("v9.9.1"))
+	r.must("cp", archive, filepath.Join(b.root, "var/tmp/next.tar.gz"))
+	main, before := b.property("MainPID"), restarts()
+	runs := func(version string) {
+		t.Helper()
+		if got := b.do("/proc/"+main+"/exe", "version"); !strings.HasPrefix(got, "berthd "+version) {
+			t.Errorf("%s runs, want %s", got, version)
+		}
+		if pid, now := b.property("MainPID"), restarts(); pid != main || now != before {
+			t.Errorf("process %s of systemd's %s, restarts %s after %s", pid, main, now, before)
+		}
+		b.wait(20*time.Second, "StatusText", "serving as box (direct)")
+	}
+	if out, err := b.inside("berthd", "upgrade", "--file", "/var/tmp/next.tar.gz", "--sha256", strings.Repeat("0", 64)).CombinedOutput(); err == nil || !strings.Contains(string(out), "it is damaged, or not what it should be, and nothing was changed") {
+		t.Errorf("a corrupt archive: %v: %s", err, out)
+	}
+	copying := r.pipe("ssh", "box", "tee /var/tmp/copy")
+	copying.ask("the first half", "the first half")
+	forth := r.startCommand(b.inside("berthd", "upgrade", "--file", "/var/tmp/next.tar.gz", "--sha256", sum), "upgrade")
+	forth.wait("to end (1 now)", 20*time.Second)
+	copying.ask("the second half", "the second half")
+	copying.in.Close()
+	forth.wait("v9.9.1 serves", 20*time.Second)
+	if got := b.do("cat", "/var/tmp/copy"); got != "the first half\nthe second half" {
+		t.Errorf("copied %q", got)
+	}
+	runs("v9.9.1")
+	all(5)
+	b.do("berthd", "upgrade", "--previous")
+	runs("v0.1.0")
+	all(6)
+
 	if got := b.do("cat", "/var/tmp/scripts"); got != "begun" {
 		t.Errorf("scripts have run: %q, want one start and no stop", got)
 	}

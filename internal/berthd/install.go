@@ -166,9 +166,11 @@ func (p process) install(ctx context.Context) error {
 			request.Settings[o.env] = value
 		}
 	}
-	if path := request.Settings[variable("ca-file")]; path != "" { // the service starts elsewhere
-		if request.Settings[variable("ca-file")], err = filepath.Abs(path); err != nil {
-			return err
+	for _, name := range []string{"ca-file", "client-cert", "client-key"} {
+		if path := request.Settings[variable(name)]; path != "" { // the service starts elsewhere
+			if request.Settings[variable(name)], err = filepath.Abs(path); err != nil {
+				return err
+			}
 		}
 	}
 	if request.Token, err = p.installToken(*tokenFile, common.yes || common.dryRun); err != nil {
