@@ -15,15 +15,13 @@ import (
 	"time"
 )
 
-// release builds berthd as another version.
+// release makes the programs of another version.
 func (m *machine) release(version string) (dir string) {
 	m.t.Helper()
 	dir = filepath.Join(m.tmp, version)
-	build := exec.Command("go", "build", "-o", dir+"/", "-ldflags", "-X github.com/berthd/berth/internal/berthd.version="+version, "../cmd/berthd", "../cmd/berthd-ptyhost")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		m.t.Fatalf("%v: %s", err, out)
-	}
+	m.must("mkdir", dir)
+	m.build(version, filepath.Join(dir, "berthd"))
+	m.must("cp", filepath.Join(bin, "berthd-ptyhost"), dir)
 	return dir
 }
 
@@ -51,11 +49,9 @@ func (m *machine) pack(version, programs string) (dir, archive, sum string) {
 // TestUpgrade: berthd is upgraded while people work, and goes back where the new one is no good.
 func TestUpgrade(t *testing.T) {
 	r := newRoad(t, "agents:\n  - name: box\n")
-	installed := filepath.Join(r.home, "bin")
-	r.must("mkdir", installed)
-	r.must("cp", filepath.Join(bin, "berthd"), filepath.Join(bin, "berthd-ptyhost"), installed)
+	installed := r.install("berthd", "berthd-ptyhost")
 	program := filepath.Join(installed, "berthd")
-	r.agent = r.start(program, []string{"BERTH_URL=" + r.url(), "BERTH_TOKEN=" + r.token}, "run", "--state-dir", filepath.Join(r.home, "state"))
+	r.runFrom(installed)
 	r.waitConnected(20 * time.Second)
 	pid := r.agent.cmd.Process.Pid
 	work := r.mesh()
