@@ -2,8 +2,10 @@ package reporter
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -22,9 +24,12 @@ const (
 	maxLine = 16 << 10
 	// maxMark is room for the mark behind a line that was cut.
 	maxMark = 64
-	// maxPending bounds what one Write hands to the spool at once, so that one huge Write neither
-	// needs as much memory again nor overfills a segment.
+	// maxPending is how much is handed to the spool at once, so that one huge Write neither needs as
+	// much memory again nor overfills a segment.
 	maxPending = 256 << 10
+	// maxHeld is how much of a line that has no end yet is wanted again after a crash: more than is shown
+	// of a line, and less than whoever keeps a stream has room for.
+	maxHeld = 64 << 10
 )
 
 // cutter cuts a byte stream into lines. It holds at most one line, and of that at most maxLine bytes.
@@ -34,12 +39,16 @@ type cutter struct {
 	dropped int  // bytes of the line beyond maxLine
 	cr      bool // a carriage return came last
 	begun   bool // the line has begun, though it may hold nothing
+
+	fed  uint64 // bytes of the stream up to now
+	held int    // of them the last, which make up the line
 }
 
 // feed passes each line that p completes, cleaned, to emit, which must not keep it.
 func (c *cutter) feed(p []byte, emit func([]byte)) {
 	for len(p) > 0 {
 		line, rest, ended := bytes.Cut(p, []byte("\n"))
+		c.fed += uint64(len(p) - len(rest))
 		for more := true; more; {
 			var text []byte
 			text, line, more = bytes.Cut(line, []byte("\r"))
@@ -48,6 +57,7 @@ func (c *cutter) feed(p []byte, emit func([]byte)) {
 			}
 			if more {
 				c.cr, c.begun = true, true
+				c.held++
 			}
 		}
 		if ended {
@@ -65,6 +75,7 @@ func (c *cutter) add(text []byte) {
 		c.reset()
 	}
 	c.begun = true
+	c.held += len(text)
 	room := maxLine - len(c.line)
 	c.line = append(c.line, text[:min(room, len(text))]...)
 	c.dropped += max(len(text)-room, 0)
@@ -78,7 +89,24 @@ func (c *cutter) end(emit func([]byte)) {
 	c.reset()
 }
 
-func (c *cutter) reset() { c.line, c.dropped, c.cr, c.begun = c.line[:0], 0, false, false }
+func (c *cutter) reset() { c.line, c.dropped, c.cr, c.begun, c.held = c.line[:0], 0, false, false, 0 }
+
+// settled is how much of the stream is not wanted again: all before the line that is held.
+func (c *cutter) settled() uint64 {
+	if c.held > maxHeld {
+		return c.fed
+	}
+	return c.fed - uint64(c.held)
+}
+
+// goOn begins at an offset of the stream. missed are the bytes before it that nobody has taken: of a line
+// that was too long to be wanted again.
+func (c *cutter) goOn(offset, missed uint64) {
+	c.fed = offset
+	if missed > 0 {
+		c.dropped, c.begun = int(min(missed, math.MaxInt32)), true
+	}
+}
 
 // clean returns the line as valid text of at most maxLine bytes without NUL and secrets, with a mark when
 // bytes were cut off.
@@ -119,44 +147,47 @@ func trimPartialRune(b []byte) []byte {
 	return b
 }
 
-// writer is one stream of a log source.
-type writer struct {
+// Stream takes what one stream of a log source prints, and knows how far it is taken.
+type Stream struct {
 	spool  *spool
 	source uuid.UUID
 	level  agentpb.Log_Level
+	id     uuid.UUID // by which it is found again; nil: by nobody
 
 	mu      sync.Mutex
 	cutter  cutter
-	lines   []byte // complete lines, one after the other
-	ends    []int  // where each ends
-	pending [][]byte
+	batches batches
 	closed  bool
+	err     error // of handing over
 }
 
-var _ io.WriteCloser = (*writer)(nil)
+var _ io.WriteCloser = (*Stream)(nil)
 
 // Write implements [io.Writer]. What it took survives the process from then on, but for a last line
 // that has no end yet.
-func (w *writer) Write(p []byte) (int, error) {
+func (w *Stream) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
 		return 0, os.ErrClosed
 	}
-	var written int
-	for written < len(p) {
-		part := p[written:min(written+maxPending, len(p))]
-		w.cutter.feed(part, w.add)
-		if err := w.hand(); err != nil {
-			return written, err
-		}
-		written += len(part)
+	w.cutter.feed(p, w.add)
+	if err := w.hand(); err != nil {
+		return 0, err
 	}
-	return written, nil
+	return len(p), nil
+}
+
+// Settled returns how many bytes of the stream, from its beginning on, need not be kept for [Reporter.Stream] any more:
+// their lines are in the spool. It is never far behind what was written.
+func (w *Stream) Settled() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.cutter.settled()
 }
 
 // Close hands over the last line if it has no end. A second Close is an [os.ErrClosed].
-func (w *writer) Close() error {
+func (w *Stream) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
@@ -167,23 +198,25 @@ func (w *writer) Close() error {
 	return w.hand()
 }
 
-func (w *writer) add(line []byte) {
-	w.lines = append(w.lines, line...)
-	w.ends = append(w.ends, len(w.lines))
+func (w *Stream) add(line []byte) {
+	w.batches.add(line, w.cutter.fed)
+	if w.batches.size() >= maxPending {
+		w.err = errors.Join(w.err, w.append())
+	}
 }
 
 // hand appends the complete lines to the spool.
-func (w *writer) hand() error {
-	if len(w.ends) == 0 {
+func (w *Stream) hand() error {
+	err := errors.Join(w.err, w.append())
+	w.err = nil
+	return err
+}
+
+func (w *Stream) append() error {
+	if w.batches.size() == 0 {
 		return nil
 	}
-	w.pending = w.pending[:0]
-	start := 0
-	for _, end := range w.ends {
-		w.pending = append(w.pending, w.lines[start:end])
-		start = end
-	}
-	err := w.spool.append(w.source, w.level, time.Now(), w.pending)
-	w.lines, w.ends = w.lines[:0], w.ends[:0]
+	err := w.spool.append(w.source, w.level, time.Now(), w.id, &w.batches)
+	w.batches.reset()
 	return err
 }

@@ -124,12 +124,18 @@ func FuzzLines(f *testing.F) {
 func FuzzWalk(f *testing.F) {
 	r := record{kind: kindLine, level: agentpb.Log_INFO, source: sourceA, sequence: 7, count: 1, time: time.Unix(0, 99), text: []byte("text")}
 	gap := record{kind: kindGap, source: sourceB, sequence: 1, count: 5, time: time.Unix(0, 1), text: []byte{}}
+	var lines batches
+	lines.add([]byte("one"), 4)
+	lines.add(bytes.Repeat([]byte("x"), fullBatch), 5+fullBatch)
+	lines.add(nil, 6+fullBatch)
+	lines.seal(record{level: agentpb.Log_ERROR, source: sourceA, sequence: 8, time: time.Unix(0, 99)}, sourceB)
+	f.Add(lines.encoded, []byte{}, true)
 	f.Add(r.appendTo(nil), []byte{}, true)
 	f.Add(gap.appendTo(r.appendTo([]byte("noise"))), []byte(recordMagic), false)
 	f.Add(r.appendTo([]byte(recordMagic+"\x2b\x00\x00\x00")), r.appendTo(nil)[:20], false)
 	f.Fuzz(func(t *testing.T, before, after []byte, end bool) {
 		var got []record
-		collect := func(r record) { got = append(got, r) }
+		collect := func(r record) bool { got = append(got, r); return true }
 		consumed, bad := walk(before, end, collect)
 		if consumed > len(before) || bad > consumed || (end && consumed != len(before)) {
 			t.Fatalf("consumed %d, damaged %d of %d", consumed, bad, len(before))
@@ -140,6 +146,11 @@ func FuzzWalk(f *testing.F) {
 		var again []byte
 		for _, r := range got {
 			again = r.appendTo(again)
+			for n := range lineTexts(r, r.text) {
+				if n < r.sequence || n > r.last() {
+					t.Errorf("line %d of a record of %d to %d", n, r.sequence, r.last())
+				}
+			}
 		}
 		if len(again) != consumed-bad {
 			t.Fatalf("%d bytes of records, %d were read as such", len(again), consumed-bad)

@@ -15,9 +15,10 @@ import (
 
 const (
 	// chunkSize is how much of the spool is sent at once: little enough for a slow link within [callTimeout],
-	// and enough that what a batch costs by itself is little. Records are larger than what the protocol
-	// counts for them, so every batch stays well under its limit.
+	// and enough that what a message costs by itself is little. The protocol's limit is 1 MiB.
 	chunkSize = 512 << 10
+	// lineCost is what the protocol counts for a line beside its text.
+	lineCost = 21
 	// batchPause lets lines gather while a source is busy; a line after a quiet time goes at once.
 	batchPause = 50 * time.Millisecond
 )
@@ -45,8 +46,14 @@ func (c chunk) plan(expected func(stream) (uint64, bool)) (runs []run, done map[
 		}
 		runs[i].logs = append(runs[i].logs, entry)
 	}
-	lines := make([]agentpb.Log, len(c.records)) // one allocation for all of them
-	var at *timestamppb.Timestamp                // lines that were written at once share theirs
+	var count uint64
+	for _, r := range c.records {
+		if r.kind != kindGap {
+			count += r.count
+		}
+	}
+	all := make([]agentpb.Log, 0, count) // one allocation for all of them
+	var at *timestamppb.Timestamp        // lines that were written at once share theirs
 	for i, r := range c.records {
 		want := r.sequence
 		if last, ok := done[r.source]; ok {
@@ -67,10 +74,14 @@ func (c chunk) plan(expected func(stream) (uint64, bool)) (runs []run, done map[
 				Output: fmt.Sprintf("[berth: %d lines are missing here: %s]", missing-want+1, cause),
 			})
 		}
-		if r.kind == kindLine && r.sequence >= want {
-			line := &lines[i]
-			line.CreatedAt, line.Level, line.Output = at, r.level, string(r.text)
-			emit(r.source, r.sequence, line)
+		for sequence, text := range lineTexts(r, string(r.text)) {
+			if sequence < want {
+				continue
+			}
+			all = all[:len(all)+1]
+			line := &all[len(all)-1]
+			line.CreatedAt, line.Level, line.Output = at, r.level, text
+			emit(r.source, sequence, line)
 		}
 		done[r.source] = max(want-1, r.last())
 	}

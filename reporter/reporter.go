@@ -216,8 +216,30 @@ func (r *Reporter) For(agent uuid.UUID) {
 // server: see the package's documentation for what becomes of a line. A line that has no end yet is
 // handed over by Close.
 func (r *Reporter) Writer(source uuid.UUID, level agentpb.Log_Level) io.WriteCloser {
-	return &writer{spool: r.spool, source: source, level: level, cutter: cutter{mask: r.mask}}
+	return r.writer(source, level)
 }
+
+func (r *Reporter) writer(source uuid.UUID, level agentpb.Log_Level) *Stream {
+	return &Stream{spool: r.spool, source: source, level: level, cutter: cutter{mask: r.mask}}
+}
+
+// Stream is [Reporter.Writer] for one that somebody else keeps until it is taken: it is found again by its id when this process
+// was killed, and no byte of it is taken twice. kept is the first byte that is still there. Writing begins at the byte
+// that [Stream.Settled] of the new stream tells.
+func (r *Reporter) Stream(source uuid.UUID, level agentpb.Log_Level, id uuid.UUID, kept uint64) *Stream {
+	w := r.writer(source, level)
+	w.id = id
+	taken, known := r.spool.follow(id)
+	var missed uint64
+	if known && kept > taken {
+		missed = kept - taken
+	}
+	w.cutter.goOn(max(kept, taken), missed)
+	return w
+}
+
+// Forget ends the account of a stream that nobody will ask for again.
+func (r *Reporter) Forget(id uuid.UUID) { r.spool.forget(id) }
 
 // Lifecycle reports that the workspace entered a state. States are delivered in order, each once;
 // one that does not lie ahead of the last is ignored.

@@ -60,8 +60,8 @@ func memorySegment(number uint64, spool uuid.UUID) *segment {
 	return &segment{number: number, spool: spool, spans: map[uuid.UUID]span{}}
 }
 
-// openSegment reads an old segment from offset on. It returns how many bytes of it are damaged.
-func openSegment(dir, name string, offset int64) (*segment, int, error) {
+// openSegment reads an old segment from offset on, and passes on how far streams are taken with it. It returns how many bytes of it are damaged.
+func openSegment(dir, name string, offset int64, taken func(stream uuid.UUID, offset uint64)) (*segment, int, error) {
 	number, spool, _ := parseSegmentName(name)
 	path := filepath.Join(dir, name)
 	file, err := os.Open(path)
@@ -81,9 +81,11 @@ func openSegment(dir, name string, offset int64) (*segment, int, error) {
 	if err != nil {
 		return nil, 0, errors.Join(err, file.Close())
 	}
-	_, bad := walk(b, true, func(r record) {
+	_, bad := walk(b, true, func(r record) bool {
 		seg.note(r.source, span{r.sequence, r.last()})
+		taken(r.stream, r.offset)
 		seg.grave = seg.grave && r.kind == kindGap
+		return true
 	})
 	return seg, bad, nil
 }

@@ -21,6 +21,9 @@ import (
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
+		if kept := os.Getenv(childKept); kept != "" {
+			takeUntilKilled(dir, os.Getenv(childServer), kept)
+		}
 		writeUntilKilled(dir, os.Getenv(childServer), os.Getenv(childRound))
 		return
 	}

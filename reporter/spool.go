@@ -30,9 +30,9 @@ const (
 	// segmentsPerLimit is how many segments the limit is cut into at least.
 	segmentsPerLimit = 16
 	// maxSegmentFile bounds what is read of one file: a segment may overrun its size by one append.
-	maxSegmentFile = segmentSize + 2*maxAppend
+	maxSegmentFile = segmentSize + 2*int64(maxAppend)
 	// maxAppend bounds one append to a segment.
-	maxAppend = 512 << 10
+	maxAppend = maxPending + 2*maxRecord
 )
 
 // ErrInUse is returned by [Open] when another process has the spool open.
@@ -60,9 +60,9 @@ type spool struct {
 	agent    uuid.UUID  // whose lines they are; nil if nobody has said
 	next     map[uuid.UUID]uint64
 	acked    map[stream]uint64
-	refused  bool // the disk refused, and that was said
-	unsaved  bool // the state could not be saved, and that was said
-	buf      []byte
+	streams  map[uuid.UUID]uint64 // how many bytes of each are taken
+	refused  bool                 // the disk refused, and that was said
+	unsaved  bool                 // the state could not be saved, and that was said
 	closed   bool
 }
 
@@ -72,7 +72,7 @@ func openSpool(dir string, limit int64, log *slog.Logger) (*spool, error) {
 	s := &spool{
 		dir: dir, limit: limit, log: log, boot: bootID(),
 		wake: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
-		acked: map[stream]uint64{},
+		acked: map[stream]uint64{}, streams: map[uuid.UUID]uint64{},
 	}
 	s.renew()
 	if dir == "" {
@@ -123,6 +123,9 @@ func (s *spool) recover() {
 	for _, a := range st.Acknowledged {
 		s.acked[stream{a.Spool, a.Source}] = a.Sequence
 	}
+	for _, t := range st.Taken[max(0, len(st.Taken)-maxTaken):] {
+		s.taken(t.Stream, t.Offset)
+	}
 	entries, err := os.ReadDir(s.dir) // sorted by name, thus by number
 	if err != nil {
 		s.log.Warn("cannot list the log spool", "dir", s.dir, "err", err)
@@ -142,7 +145,7 @@ func (s *spool) recover() {
 		if number == st.Segment {
 			offset = st.Offset
 		}
-		seg, bad, err := openSegment(s.dir, entry.Name(), offset)
+		seg, bad, err := openSegment(s.dir, entry.Name(), offset, s.taken)
 		if err != nil {
 			clean = false
 			s.log.Warn("cannot read a part of the log spool; the lines in it are lost", "file", entry.Name(), "err", err)
@@ -224,47 +227,56 @@ func (s *spool) belongTo(agent uuid.UUID) {
 }
 
 // append numbers lines and adds them. It never waits for room or for the server.
-func (s *spool) append(source uuid.UUID, level agentpb.Log_Level, at time.Time, lines [][]byte) error {
+func (s *spool) append(source uuid.UUID, level agentpb.Log_Level, at time.Time, of uuid.UUID, lines *batches) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return os.ErrClosed
 	}
-	for len(lines) > 0 {
-		seg := s.tail()
-		n := s.encode(source, level, at, lines)
-		if err := seg.append(s.buf); err != nil {
-			s.complain(err)
-			seg = s.roll(false)
-			s.encode(source, level, at, lines[:n]) // the numbering is another now
-			if err := seg.append(s.buf); err != nil {
-				return err
-			}
-		}
+	seal := func() span {
 		first := s.next[source] + 1
-		s.next[source] += uint64(n)
-		seg.note(source, span{first, s.next[source]})
-		s.shrink(seg.inMemory())
-		lines = lines[n:]
+		return span{first, lines.seal(record{level: level, source: source, sequence: first, time: at}, of)}
 	}
+	seg := s.tail()
+	numbers := seal()
+	if err := seg.append(lines.encoded); err != nil {
+		s.complain(err)
+		seg = s.roll(false)
+		numbers = seal() // the numbering is another now
+		if err := seg.append(lines.encoded); err != nil {
+			return err
+		}
+	}
+	s.next[source] = numbers.last
+	s.taken(of, lines.offset())
+	seg.note(source, numbers)
+	s.shrink(seg.inMemory())
 	notify(s.wake)
 	notify(s.dirty)
 	return nil
 }
 
-// encode fills s.buf with as many lines as one append takes, and returns how many.
-func (s *spool) encode(source uuid.UUID, level agentpb.Log_Level, at time.Time, lines [][]byte) int {
-	s.buf = s.buf[:0]
-	r := record{kind: kindLine, level: level, source: source, sequence: s.next[source], count: 1, time: at}
-	for i, line := range lines {
-		if len(s.buf)+maxRecord > maxAppend {
-			return i
-		}
-		r.sequence++
-		r.text = line
-		s.buf = r.appendTo(s.buf)
+// taken notes how far a stream is taken.
+func (s *spool) taken(of uuid.UUID, offset uint64) {
+	if of != uuid.Nil {
+		s.streams[of] = max(s.streams[of], offset)
 	}
-	return len(lines)
+}
+
+// follow begins to keep account of a stream, and returns how far it was taken before; false if that is not known.
+func (s *spool) follow(of uuid.UUID) (offset uint64, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	offset, known = s.streams[of]
+	s.taken(of, offset)
+	return offset, known
+}
+
+// forget ends the account of a stream.
+func (s *spool) forget(of uuid.UUID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.streams, of)
 }
 
 // tail returns the segment that takes records.
@@ -435,7 +447,18 @@ func (s *spool) read(buf []byte) (chunk, bool) {
 		return chunk{spool: seg.spool, end: size, full: more}, true
 	}
 	c := chunk{spool: seg.spool, full: more || !end}
-	consumed, _ := walk(buf[:n], end, func(r record) { c.records = append(c.records, r) })
+	cost := 0
+	consumed, _ := walk(buf[:n], end, func(r record) bool {
+		if r.kind != kindGap {
+			cost += len(r.text) + lineCost*int(r.count)
+		}
+		if len(c.records) > 0 && cost > chunkSize {
+			c.full = true
+			return false
+		}
+		c.records = append(c.records, r)
+		return true
+	})
 	c.end = offset + int64(consumed)
 	return c, true
 }
@@ -511,6 +534,9 @@ func (s *spool) state() state {
 			continue
 		}
 		st.Acknowledged = append(st.Acknowledged, acknowledged{key.spool, key.source, sequence})
+	}
+	for of, offset := range s.streams {
+		st.Taken = append(st.Taken, taken{of, offset})
 	}
 	if len(s.segments) > 0 && s.segments[len(s.segments)-1].inMemory() {
 		st.Boot = "" // the numbering in memory ends with the process

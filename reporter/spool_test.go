@@ -242,7 +242,7 @@ func TestBoundKeepsFirstAndLast(t *testing.T) {
 			}
 			bound := int64(1<<20 + maxAppend)
 			if memory {
-				bound = memoryLimit + maxAppend
+				bound = int64(memoryLimit + maxAppend)
 			}
 			if got := r.spool.backlog(); got > bound {
 				t.Errorf("%d bytes are kept, bound %d", got, bound)

@@ -27,6 +27,13 @@ type state struct {
 	Offset  int64  `json:"offset"`
 	// Acknowledged is the last number that the server has, per spool and source.
 	Acknowledged []acknowledged `json:"acknowledged"`
+	// Taken tells how many bytes of each stream that has not ended have been taken. Records behind Offset may know more.
+	Taken []taken `json:"taken,omitempty"`
+}
+
+type taken struct {
+	Stream uuid.UUID `json:"stream"`
+	Offset uint64    `json:"offset"`
 }
 
 type acknowledged struct {
@@ -39,6 +46,8 @@ const (
 	stateName = "state"
 	// maxState bounds the state file: some 10,000 sources.
 	maxState = 2 << 20
+	// maxTaken is how many streams are taken over from an earlier process: a stream that it did not see end stays there.
+	maxTaken = 1024
 )
 
 func decodeState(b []byte) (state, error) {
