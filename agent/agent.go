@@ -9,10 +9,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/containers"
@@ -22,6 +25,7 @@ import (
 	"github.com/berthd/berth/ptyhost"
 	"github.com/berthd/berth/reporter"
 	"github.com/berthd/berth/scripts"
+	"github.com/berthd/berth/scripts/hold"
 	"github.com/berthd/berth/shell"
 	"github.com/berthd/berth/speedtest"
 	"github.com/berthd/berth/sshd"
@@ -139,6 +143,10 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	held, err := cfg.State.SocketPath(scripts.HoldName)
+	if err != nil {
+		return nil, err
+	}
 	hostKey, err := sshd.HostKey(cfg.State.dir)
 	if err != nil {
 		return nil, err
@@ -174,12 +182,24 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 		Fixed:     cfg.Helpers.Env,
 		Log:       cfg.Log,
 	})
+	holder := cfg.HoldScript
+	if bootID() == "" {
+		holder = nil // a later berthd could not tell whether they are of this boot, and would start others beside them
+	}
 	a.scripts = scripts.New(scripts.Config{
-		Shell:     a.shell,
-		Logs:      a.reporter.Writer,
+		Shell: a.shell,
+		Logs:  a.reporter.Writer,
+		Stream: func(source uuid.UUID, level agentpb.Log_Level, id uuid.UUID, kept uint64) hold.Taker {
+			return a.reporter.Stream(source, level, id, kept)
+		},
+		Forget:    a.reporter.Forget,
 		Completed: a.reporter.ScriptCompleted,
+		Progress:  a.noteProgress,
 		LogDir:    cfg.Dirs.Logs,
 		DataDir:   cfg.Dirs.ScriptData,
+		Holder:    holder,
+		HoldDir:   filepath.Dir(held),
+		Mask:      a.mask,
 		Log:       cfg.Log,
 	})
 	a.terminals = &terminalHost{

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/berthd/berth/scripts"
 	"github.com/berthd/berth/wire/agentpb"
 )
 
@@ -41,6 +42,8 @@ type startup struct {
 	AgentID uuid.UUID `json:"agent_id"`
 	// Outcome is the lifecycle state they ended in, as in "READY"; "" while they run.
 	Outcome string `json:"outcome,omitempty"`
+	// Progress is how far they are while they run; an older berthd did not note it.
+	Progress *scripts.Progress `json:"progress,omitempty"`
 }
 
 const startupFile = "startup.json"

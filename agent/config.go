@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os/exec"
 	"time"
 
 	"github.com/berthd/berth/account"
@@ -31,10 +32,13 @@ type Config struct {
 	// It returns when the process was started and does not wait for it. Nil means that
 	// something else runs one there.
 	StartTerminals func(socket string) error
-	Services       Services
-	Mesh           Mesh
-	Debug          Debug
-	Helpers        Helpers
+	// HoldScript makes commands of processes that hold a script (hold.RunProcess), of which the first that works is used. With it
+	// scripts outlive a berthd that is restarted or killed. Nil: they end with it.
+	HoldScript func() []*exec.Cmd
+	Services   Services
+	Mesh       Mesh
+	Debug      Debug
+	Helpers    Helpers
 
 	// Version is berthd's own, a semantic version with a leading "v".
 	Version string

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/berthd/berth/scripts"
 	"github.com/berthd/berth/wire/agentpb"
 )
 
@@ -30,6 +31,7 @@ func (a *agent) runOpen(ctx context.Context) error {
 // peers, and stops it when it closes. Whoever stops a machine may kill what is left after ten seconds, so
 // stop scripts run while sessions are ended and peers told; the stage ends after both.
 func (a *agent) runWorkspace(ctx context.Context) error {
+	a.scripts.TakeUp() // at once: they wait for somebody who takes what they print
 	if _, ok := a.serving.wait(ctx); !ok {
 		a.stopUnopened()
 		return nil
@@ -44,7 +46,9 @@ func (a *agent) runWorkspace(ctx context.Context) error {
 		a.emit(Event{Step: StepReady, Detail: stateName(state)})
 	}
 	<-open.Done()
-	if !a.restarting() {
+	if a.restarting() {
+		a.scripts.Leave()
+	} else {
 		a.stopWorkspace()
 	}
 	<-ctx.Done()
@@ -58,40 +62,42 @@ func (a *agent) whileOpen(ctx context.Context) (context.Context, context.CancelF
 	return ctx, func() { unhook(); cancel() }
 }
 
-// startWorkspace runs the start scripts, unless a berthd before us did in this boot.
+// startWorkspace runs the start scripts, unless a berthd before us did in this boot. Those that it has left it takes up.
 func (a *agent) startWorkspace(ctx context.Context, m *agentpb.Manifest) agentpb.Lifecycle_State {
+	own := a.ownScripts(m)
 	note, ran := loadStartup(a.cfg.State, bootID(), optionalID(m.GetAgentId()))
-	if ran {
+	if ran && note.Progress == nil {
 		state := note.state()
-		if note.Outcome == "" {
-			a.log.Warn("berthd was cut off while start scripts ran; they are not run again in this boot", "state", stateName(state))
-		} else {
-			a.log.Info("start scripts ran before in this boot; not running them again", "state", stateName(state))
-		}
+		a.log.Info("start scripts ran before in this boot; not running them again", "state", stateName(state))
 		a.reporter.Lifecycle(state)
-		a.scripts.Adopt(a.ownScripts(m))
+		a.scripts.Adopt(own)
 		return state
 	}
-	note = startup{Boot: bootID(), AgentID: optionalID(m.GetAgentId())}
-	a.remember(note)
-	a.reporter.Lifecycle(agentpb.Lifecycle_STARTING)
 	began := time.Now()
-	own := a.ownScripts(m)
-	if left := len(m.GetScripts()) - len(own); left > 0 {
-		a.log.Warn("dev containers are declared, which berthd does not start by itself", "count", left,
-			"fix", "run devcontainer up in the workspace, or let the server recreate them")
+	var result scripts.Result
+	if ran {
+		a.log.Info("start scripts go on that were begun before berthd was started again", "scripts", len(note.Progress.Runs))
+		result = a.scripts.Resume(ctx, own, *note.Progress)
+	} else {
+		a.reporter.Lifecycle(agentpb.Lifecycle_STARTING)
+		if left := len(m.GetScripts()) - len(own); left > 0 {
+			a.log.Warn("dev containers are declared, which berthd does not start by itself", "count", left,
+				"fix", "run devcontainer up in the workspace, or let the server recreate them")
+		}
+		result = a.scripts.Start(ctx, own)
 	}
-	result := a.scripts.Start(ctx, own)
 	if ctx.Err() != nil {
 		return agentpb.Lifecycle_STARTING
 	}
 	state := result.State()
 	a.log.Info("start scripts ended", "state", stateName(state), "scripts", len(own), "took", time.Since(began).Round(time.Millisecond))
 	a.reporter.Lifecycle(state)
-	note.Outcome = state.String()
-	a.remember(note)
+	a.remember(startup{Outcome: state.String()})
 	return state
 }
+
+// noteProgress remembers how far the start scripts are.
+func (a *agent) noteProgress(p scripts.Progress) { a.remember(startup{Progress: &p}) }
 
 // ownScripts are those that are run as scripts. One with the id of a dev container is no script unless the
 // feature is off: it gives that its log source.
@@ -112,15 +118,19 @@ const lastSteps = 5 * time.Second
 
 // stopWorkspace runs the stop scripts at once, all within one budget.
 func (a *agent) stopWorkspace() {
-	total := a.cfg.Services.ShutdownTimeout
-	ctx, cancel := context.WithTimeout(context.Background(), a.inTime(total-min(lastSteps, total/4)))
-	defer cancel()
-	result := a.scripts.Stop(ctx)
+	result := a.stopScripts()
 	a.log.Info("stop scripts ended", "state", stateName(result.State()))
 	a.reporter.Lifecycle(result.State())
 	if err := forgetStartup(a.cfg.State); err != nil {
 		a.log.Warn("start scripts will not run at the next start", "error", err)
 	}
+}
+
+func (a *agent) stopScripts() scripts.Result {
+	total := a.cfg.Services.ShutdownTimeout
+	ctx, cancel := context.WithTimeout(context.Background(), a.inTime(total-min(lastSteps, total/4)))
+	defer cancel()
+	return a.scripts.Stop(ctx)
 }
 
 // minStep is what a last step gets when the time for a shutdown is over: enough for one that meets no trouble.
@@ -138,12 +148,17 @@ func (a *agent) inTime(step time.Duration) time.Duration {
 // stopUnopened runs the stop scripts of a workspace that a berthd before us started in this boot, and that we could not open: the server is away,
 // most likely.
 func (a *agent) stopUnopened() {
-	m, ok := loadManifest(a.cfg.State)
-	if !ok || a.restarting() {
+	if a.restarting() {
+		a.scripts.Leave()
 		return
 	}
-	if _, ran := loadStartup(a.cfg.State, bootID(), optionalID(m.GetAgentId())); !ran {
-		return // it was not started
+	m, ok := loadManifest(a.cfg.State)
+	if ok {
+		_, ok = loadStartup(a.cfg.State, bootID(), optionalID(m.GetAgentId()))
+	}
+	if !ok { // it was not started
+		a.stopScripts() // that are held nevertheless
+		return
 	}
 	if a.manifest.Load() == nil {
 		a.shell.Update(m, a.token())
@@ -155,6 +170,7 @@ func (a *agent) stopUnopened() {
 
 // remember notes what became of the start scripts. Without the note they run again after a crash.
 func (a *agent) remember(note startup) {
+	note.Boot, note.AgentID = bootID(), optionalID(a.manifest.Load().GetAgentId())
 	if err := note.save(a.cfg.State); err != nil {
 		a.log.Warn("start scripts would run again should berthd be restarted", "error", err)
 	}

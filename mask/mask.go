@@ -72,6 +72,20 @@ func (m *Masker) Add(secrets ...wire.Secret) {
 	m.index.Store(next)
 }
 
+// Secrets returns what is hidden.
+func (m *Masker) Secrets() []wire.Secret {
+	if m == nil {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	secrets := make([]wire.Secret, len(m.known))
+	for i, known := range m.known {
+		secrets[i] = wire.Secret(known)
+	}
+	return secrets
+}
+
 // Bytes returns text with its secrets hidden; text itself, which it does not change, if there are none.
 func (m *Masker) Bytes(text []byte) []byte {
 	at := m.secrets()

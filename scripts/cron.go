@@ -21,11 +21,9 @@ const clockStep = 30 * time.Second
 // followCron runs every script with a cron table when it is due, until Stop.
 func (r *Runner) followCron() {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.stopped {
-		return
-	}
-	for _, s := range r.scripts {
+	scripts := r.scripts
+	r.mu.Unlock()
+	for _, s := range scripts {
 		if s.GetCron() == "" {
 			continue
 		}
@@ -37,9 +35,13 @@ func (r *Runner) followCron() {
 			}
 			continue
 		}
-		r.following.Go(func() {
+		held := r.heldCron(s)
+		r.beside(func() {
+			if held != nil {
+				<-held.ended
+			}
 			for due, ok := await(r.running, schedule, time.Time{}); ok; due, ok = await(r.running, schedule, due) {
-				r.run(r.running, s, agentpb.Timing_CRON, func() {})
+				r.run(r.running, newRun(s, agentpb.Timing_CRON), func() {})
 			}
 		})
 	}

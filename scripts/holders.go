@@ -7,24 +7,31 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
+
+	"github.com/berthd/berth/scripts/hold"
 )
 
 // maxHolders is how many processes a warning names.
 const maxHolders = 5
 
-// pipeHolders names other processes that have one of the pipes open, as far as /proc shows them.
-func pipeHolders(pipes ...*os.File) []string {
+// pipeHolders names the processes that have a script's output open, as far as /proc shows them, with the verb that fits.
+func pipeHolders(of hold.State) string {
 	wanted := map[string]bool{}
-	for _, p := range pipes {
-		info, err := p.Stat()
-		if err != nil {
-			continue // closed: nobody holds it any more
-		}
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-			wanted[fmt.Sprintf("pipe:[%d]", stat.Ino)] = true
-		}
+	for _, inode := range of.Pipes {
+		wanted[fmt.Sprintf("pipe:[%d]", inode)] = true
 	}
+	switch names := namesOf(wanted, of.Pid); len(names) {
+	case 0:
+		return "some process holds"
+	case 1:
+		return names[0] + " holds"
+	default:
+		return strings.Join(names, ", ") + " hold"
+	}
+}
+
+// namesOf names processes that have one of the files open, but for one.
+func namesOf(wanted map[string]bool, except int) []string {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil
@@ -32,7 +39,7 @@ func pipeHolders(pipes ...*os.File) []string {
 	var names []string
 	for _, dir := range dirs {
 		pid := filepath.Base(dir)
-		if pid == strconv.Itoa(os.Getpid()) || !holds(dir, wanted) {
+		if pid == strconv.Itoa(except) || !holds(dir, wanted) {
 			continue
 		}
 		command, err := os.ReadFile(filepath.Join(dir, "comm"))

@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/berthd/berth/scripts/hold"
 	"github.com/berthd/berth/shell"
 	"github.com/berthd/berth/wire/agentpb"
 )
@@ -34,146 +35,199 @@ const (
 	// lastWords is how long a script's end waits for output that is already written to be read. Without
 	// a child that holds a pipe open that takes no time; with one this delay is all it costs.
 	lastWords = 250 * time.Millisecond
+	// holderEnd is more than a holder takes to end what ended by itself, and itself.
+	holderEnd = 2 * time.Second
 	// maxArgument is the longest text that Linux lets a program be given as one argument (MAX_ARG_STRLEN, with its closing zero).
 	maxArgument = 128<<10 - 1
 )
 
-// Why a script's context ends.
-var (
-	errNoTime   = errors.New("the script ran out of its own time")
-	errNoBudget = errors.New("the script ran out of the time that all stop scripts have")
-)
+// errNoBudget is why a stop script's context ends.
+var errNoBudget = errors.New("the script ran out of the time that all stop scripts have")
+
+// run is one run of a script.
+type run struct {
+	id     uuid.UUID
+	stage  agentpb.Timing_Stage
+	script *agentpb.WorkspaceAgentScript
+}
+
+func newRun(s *agentpb.WorkspaceAgentScript, stage agentpb.Timing_Stage) *run {
+	return &run{uuid.New(), stage, s}
+}
 
 // outcome is how one run ended.
 type outcome struct {
+	run        uuid.UUID
 	start, end time.Time
 	code       int
 	status     agentpb.Timing_Status
+	left       bool          // it has not: another process will know
+	settled    chan struct{} // closed when the outcome is remembered; nil: nobody asks
 }
 
-// run runs s until its process exits, and sees to the rest in the background: output that is still
+// settle says that the outcome need not be told again.
+func (o outcome) settle() {
+	if o.settled != nil {
+		close(o.settled)
+	}
+}
+
+// run runs a script until its process exits, and sees to the rest in the background: output that is still
 // to come, children that are still to die, and the report, after which it calls reported.
-func (r *Runner) run(ctx context.Context, s *agentpb.WorkspaceAgentScript, stage agentpb.Timing_Stage, reported func()) outcome {
-	source, err := uuid.FromBytes(s.GetLogSourceId())
+func (r *Runner) run(ctx context.Context, run *run, reported func()) outcome {
+	t := r.tag(run)
+	o := outcome{run: run.id, start: time.Now(), code: exitUnknown, status: agentpb.Timing_EXIT_FAILURE}
+	held, err := r.hold(run.script, t)
 	if err != nil {
-		source = uuid.Nil // its lines go to the server's source for what has none
-	}
-	o := outcome{start: time.Now(), code: exitUnknown, status: agentpb.Timing_EXIT_FAILURE}
-	files, err := r.openFiles(s, source)
-	if err == nil {
-		o, err = r.execute(ctx, s, source, files, o)
-	}
-	if err != nil {
-		r.note(source, agentpb.Log_ERROR, err.Error())
-		r.cfg.Log.Warn("a script could not be run", "script", name(s), "err", err)
+		r.note(t.Source, agentpb.Log_ERROR, err.Error())
+		r.cfg.Log.Warn("a script could not be run", "script", t.Name, "err", err)
 		o.end = time.Now()
-		r.report(s, stage, o)
+		r.report(t, o)
 		reported()
 		return o
 	}
-	// All that the process itself wrote is in the pipes by now. It comes before what is said or run next.
-	files.drained(lastWords, r.alive.Done())
+	return r.follow(ctx, held, t, reported)
+}
+
+// follow is run for a script that is held already.
+func (r *Runner) follow(ctx context.Context, held *hold.Held, t tag, reported func()) outcome {
+	out := r.openOutput(t, held.State.Kept)
+	exits := make(chan hold.Exit, 1)
 	r.following.Go(func() {
-		defer reported()
-		if files.drained(r.pipeGrace, r.alive.Done()) {
-			r.report(s, stage, o)
+		defer close(out.eof)
+		out.lost = held.Follow(out.takers, func(e hold.Exit) { exits <- e })
+	})
+	keepOn := context.AfterFunc(ctx, func() {
+		if !r.left() {
+			_ = held.HangUp() // it fails only if the holder has ended
+		}
+	})
+	letLive := context.AfterFunc(r.alive, func() {
+		if r.left() {
+			held.Close()
+		} else {
+			_ = held.Kill()
+		}
+	})
+	var exit hold.Exit
+	select {
+	case exit = <-exits:
+	case <-out.eof:
+		select {
+		case exit = <-exits:
+		default:
+			exit = r.cutOff(held, t, out.lost)
+		}
+	}
+	keepOn()
+	o, note := judge(ctx, t, exit)
+	if o.left = exit.End.IsZero(); !o.left {
+		o.settled = make(chan struct{})
+	}
+	told := held.State.Reported || o.left
+	if note != "" && !told {
+		r.note(t.Source, agentpb.Log_ERROR, note)
+	}
+	if exit.LogFailure != "" {
+		r.cfg.Log.Warn("a part of a script's output is not in its log file", "script", t.Name, "err", exit.LogFailure)
+	}
+	// All that the process itself wrote is in the pipes by now. It comes before what is said or run next.
+	out.drained(lastWords, r.alive.Done())
+	r.following.Go(func() {
+		if !told {
+			r.tell(held, t, o, out)
+			if t.Stage == agentpb.Timing_START {
+				select {
+				case <-o.settled:
+				case <-r.alive.Done():
+				}
+			}
+			_ = held.Reported()
+		}
+		reported()
+		<-out.eof
+		if r.left() {
+			held.Close()
 			return
 		}
-		final := o
-		if r.alive.Err() == nil {
-			if o.status == agentpb.Timing_OK {
-				final.status = agentpb.Timing_PIPES_LEFT_OPEN
-			}
-			r.note(source, agentpb.Log_WARN, fmt.Sprintf("[berth: the script has ended, but %s its output open; what comes is still shown]", files.holders()))
+		for i := range out.takers {
+			r.cfg.Forget(t.stream(i))
 		}
-		r.report(s, stage, final)
+		_ = held.Release()
+		held.Wait(r.hangupGrace + holderEnd)
+		letLive()
 	})
 	return o
 }
 
-func (r *Runner) report(s *agentpb.WorkspaceAgentScript, stage agentpb.Timing_Stage, o outcome) {
+// left tells whether what runs is another process's by now.
+func (r *Runner) left() bool { return errors.Is(context.Cause(r.alive), errLeft) }
+
+// cutOff is how a script ended whose holder said nothing about it; it has no end if that is for another process to know.
+func (r *Runner) cutOff(held *hold.Held, t tag, err error) hold.Exit {
+	exit := hold.Exit{Start: held.State.Started, Code: -1, HungUp: true}
+	if r.left() {
+		return exit
+	}
+	exit.End = time.Now()
+	if r.alive.Err() == nil { // we did not end it
+		r.cfg.Log.Error("cannot follow a script any more", "script", t.Name, "err", err)
+		r.note(t.Source, agentpb.Log_ERROR, "[berth: what the script prints from here on is lost, and so is how it ends: the process that held it was killed]")
+	}
+	return exit
+}
+
+// judge says how a script ended, and what is to be said about it.
+func judge(ctx context.Context, t tag, exit hold.Exit) (o outcome, note string) {
+	o = outcome{run: t.Run, start: exit.Start, end: exit.End, code: exit.Code, status: agentpb.Timing_EXIT_FAILURE}
+	switch {
+	case exit.Failure != "":
+		o.code, note = exitUnknown, exit.Failure
+	case exit.TimedOut:
+		o.status = agentpb.Timing_TIMED_OUT
+		note = fmt.Sprintf("[berth: the script was ended because it ran for longer than %s]", t.Timeout)
+	case exit.HungUp && errors.Is(context.Cause(ctx), errNoBudget):
+		o.status = agentpb.Timing_TIMED_OUT
+		note = "[berth: the script was ended because the time for all stop scripts is over; --shutdown-timeout of berthd gives them more]"
+	case exit.Code == 0:
+		o.status = agentpb.Timing_OK
+	case t.Windows:
+		note = "[berth: the script has the line ends of Windows (CR LF), which may be why it failed: save it with LF alone]"
+	}
+	return o, note
+}
+
+// tell reports how a script ended, once it is known whether it left its output open.
+func (r *Runner) tell(held *hold.Held, t tag, o outcome, out *output) {
+	if !out.drained(r.pipeGrace, r.alive.Done()) && r.alive.Err() == nil {
+		if o.status == agentpb.Timing_OK {
+			o.status = agentpb.Timing_PIPES_LEFT_OPEN
+		}
+		r.note(t.Source, agentpb.Log_WARN, fmt.Sprintf("[berth: the script has ended, but %s its output open; what comes is still shown]", pipeHolders(held.State)))
+	}
+	if !r.left() {
+		r.report(t, o)
+	}
+}
+
+func (r *Runner) report(t tag, o outcome) {
 	r.cfg.Completed(&agentpb.Timing{
-		ScriptId: s.GetId(),
+		ScriptId: t.Script,
 		Start:    timestamppb.New(o.start),
 		End:      timestamppb.New(o.end),
 		ExitCode: int32(o.code),
-		Stage:    stage,
+		Stage:    t.Stage,
 		Status:   o.status,
 	})
 }
 
-// execute starts s and waits for its process.
-func (r *Runner) execute(ctx context.Context, s *agentpb.WorkspaceAgentScript, source uuid.UUID, files *files, o outcome) (outcome, error) {
-	defer files.closeWriteEnds()
-	r.following.Go(func() { files.follow(r.alive) })
-	spec, cleanUp, err := r.command(s, source)
-	if err != nil {
-		return o, err
-	}
-	defer cleanUp()
-	timeout := s.GetTimeout().AsDuration()
-	if timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout, errNoTime)
-		defer cancel()
-	}
-	cmd := spec.Cmd(ctx)
-	cmd.WaitDelay = r.hangupGrace
-	var hungUp time.Time
-	var tree *tree
-	cmd.Cancel = func() error {
-		hungUp, tree = time.Now(), newTree(cmd.Process.Pid)
-		err := shell.Signal(cmd.Process, 0)
-		tree.signal(syscall.SIGHUP)
-		return err
-	}
-	cmd.Stdout, cmd.Stderr = files.stdout.write, files.stderr.write
-	if err := cmd.Start(); err != nil {
-		return o, fmt.Errorf("cannot start the script: %w%s", err, hint(spec, err))
-	}
-	files.closeWriteEnds()
-	stopKill := context.AfterFunc(r.alive, func() { _ = shell.Signal(cmd.Process, syscall.SIGKILL) })
-	err = shell.Wait(cmd)
-	stopKill()
-	o.end = time.Now()
-	o.code = cmd.ProcessState.ExitCode()
-	var note string
-	switch {
-	case err == nil:
-		o.status = agentpb.Timing_OK
-	case errors.Is(context.Cause(ctx), errNoTime):
-		o.status = agentpb.Timing_TIMED_OUT
-		note = fmt.Sprintf("the script was ended because it ran for longer than %s", timeout)
-	case errors.Is(context.Cause(ctx), errNoBudget):
-		o.status = agentpb.Timing_TIMED_OUT
-		note = "the script was ended because the time for all stop scripts is over; --shutdown-timeout of berthd gives them more"
-	case strings.Contains(s.GetScript(), "\r\n"):
-		note = "the script has the line ends of Windows (CR LF), which may be why it failed: save it with LF alone"
-	}
-	if note != "" {
-		r.note(source, agentpb.Log_ERROR, "[berth: "+note+"]")
-	}
-	if tree != nil { // what the process left behind has been hung up too
-		r.following.Go(func() { r.end(tree, hungUp) })
-	}
-	return o, nil
-}
-
-// hint says how to mend a script that could not be started.
-func hint(spec shell.Spec, err error) string {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-		return fmt.Sprintf("; install %s as a program that can be run, or correct the script's first line", spec.Argv[0])
-	}
-	return ""
-}
-
-// command builds the command of s and makes the directories that its environment names. What it leaves on the disk for the command is removed by cleanUp.
-func (r *Runner) command(s *agentpb.WorkspaceAgentScript, source uuid.UUID) (spec shell.Spec, cleanUp func(), err error) {
+// command builds the command of s and makes the directories that its environment names. file is what it leaves on the disk for the command, if not empty.
+func (r *Runner) command(s *agentpb.WorkspaceAgentScript, source uuid.UUID) (spec shell.Spec, file string, err error) {
 	data := filepath.Join(r.cfg.DataDir, dataName, source.String())
 	bin := BinDir(r.cfg.DataDir)
 	for _, dir := range []string{data, bin} {
 		if err := r.cfg.Shell.Do(func() error { return os.MkdirAll(dir, 0o700) }); err != nil {
-			return shell.Spec{}, nil, fmt.Errorf("cannot make a script's directory: %w", err)
+			return shell.Spec{}, "", fmt.Errorf("cannot make a script's directory: %w", err)
 		}
 	}
 	spec, err = r.cfg.Shell.Command(s.GetScript(), []string{
@@ -181,18 +235,17 @@ func (r *Runner) command(s *agentpb.WorkspaceAgentScript, source uuid.UUID) (spe
 		"CODER_SCRIPT_BIN_DIR=" + bin, "BERTH_SCRIPT_BIN_DIR=" + bin,
 	})
 	if err != nil || asText(s.GetScript(), spec.Argv) {
-		return spec, func() {}, err
+		return spec, "", err
 	}
-	var path string
 	err = r.cfg.Shell.Do(func() (err error) {
-		path, err = writeText(data, s.GetScript())
+		file, err = writeText(data, s.GetScript())
 		return err
 	})
 	if err != nil {
-		return shell.Spec{}, nil, err
+		return shell.Spec{}, "", err
 	}
-	spec.Argv = append(spec.Argv[:len(spec.Argv)-2], path) // in the place of -c and the text
-	return spec, func() { r.cfg.Shell.Do(func() error { return os.Remove(path) }) }, nil
+	spec.Argv = append(spec.Argv[:len(spec.Argv)-2], file) // in the place of -c and the text
+	return spec, file, nil
 }
 
 // takesText are the interpreters that run what stands behind -c. It makes others check a file's syntax, or is nothing to them: they are given the script as

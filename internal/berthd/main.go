@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/berthd/berth/scripts/hold"
 )
 
 // Exit codes. Those of sysexits.h are used where they fit, so that a supervisor can tell what
@@ -105,6 +107,8 @@ func Main(ctx context.Context, args, env []string, stdin io.Reader, stdout, stde
 		err = p.uninstall(ctx)
 	case verb == "ptyhost":
 		err = p.ptyhost(ctx)
+	case verb == "hold-script":
+		err = hold.RunProcess()
 	case verb == "sftp-server":
 		err = p.sftpServer()
 	case verb == "user-check":

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/berthd/berth/account"
@@ -41,26 +42,47 @@ func selfCommand(args []string) []string {
 // hostProgram owns the terminals where it lies beside berthd; elsewhere berthd does so itself.
 const hostProgram = "berthd-ptyhost"
 
+// hostCommands are the ways to start a process that outlives this one: the program beside berthd, if there is one to trust, and berthd itself.
+// beside and ours are the arguments of either.
+func hostCommands(self, beside, ours []string, log *slog.Logger) ([]*exec.Cmd, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("cannot find berthd's own program: %w", err)
+	}
+	commands := []*exec.Cmd{{Path: exe, Args: slices.Concat(self, ours)}}
+	program := filepath.Join(filepath.Dir(exe), hostProgram)
+	switch err := trusted(program); {
+	case err == nil:
+		small := &exec.Cmd{Path: program, Args: append([]string{hostProgram}, beside...)}
+		commands = slices.Insert(commands, 0, small)
+	case !errors.Is(err, fs.ErrNotExist):
+		log.Warn("the program that lies beside berthd is not used; berthd does its work, with more memory", "program", program, "error", err)
+	}
+	return commands, nil
+}
+
 // startTerminals starts the process that owns the terminals, as user: so are the terminals' devices and
 // programs, by nobody's doing. It outlives this one.
 func startTerminals(self []string, socket string, user *account.User, logFile string, log *slog.Logger) error {
-	exe, err := os.Executable()
+	commands, err := hostCommands(self, []string{"--socket", socket}, []string{"ptyhost", "--socket", socket}, log)
 	if err != nil {
-		return fmt.Errorf("cannot start the terminal host: %w", err)
+		return err
 	}
-	beside := filepath.Join(filepath.Dir(exe), hostProgram)
-	err = trusted(beside)
-	if err == nil {
-		err = ptyhost.StartDetached(&exec.Cmd{Path: beside, Args: []string{hostProgram, "--socket", socket}}, user, logFile)
+	for _, cmd := range commands {
+		if err = ptyhost.StartDetached(cmd, user, logFile); err == nil {
+			return nil
+		}
 	}
-	if err == nil {
-		return nil
+	return err
+}
+
+// scriptHolders are the ways to start what holds a script (hold.RunProcess).
+func scriptHolders(self []string, log *slog.Logger) []*exec.Cmd {
+	commands, err := hostCommands(self, []string{"--script"}, []string{"hold-script"}, log)
+	if err != nil {
+		log.Warn("no script can be started", "error", err)
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		log.Warn("the program that lies beside berthd for the terminals is not used; berthd does its work, with more memory", "program", beside, "error", err)
-	}
-	argv := append(append([]string{}, self...), "ptyhost", "--socket", socket)
-	return ptyhost.StartDetached(&exec.Cmd{Path: exe, Args: argv}, user, logFile)
+	return commands
 }
 
 // trusted reports what speaks against running a program with this user's rights: others may have put it there.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime/debug"
 	"sync"
@@ -111,6 +112,7 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	cfg.StartTerminals = func(socket string) error {
 		return startTerminals(self, socket, user, state.Path("ptyhost.log"), log)
 	}
+	cfg.HoldScript = func() []*exec.Cmd { return scriptHolders(self, log) }
 
 	if follow = s.follower(self, cfg.Server, state, socket, log); follow != nil {
 		var following sync.WaitGroup

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package scripts
+package hold
 
 import "os"
 

@@ -1,4 +1,4 @@
-package scripts
+package hold
 
 import (
 	"bytes"
@@ -11,9 +11,6 @@ import (
 	"time"
 )
 
-// groupPoll is how often the processes of a hung-up script are looked at.
-const groupPoll = 100 * time.Millisecond
-
 // killLimit is how long what does not end by SIGKILL at once is killed again: a process that forked while it was looked for is met the next time, and one
 // that the kernel holds is left to it.
 const killLimit = time.Second
@@ -24,17 +21,18 @@ type process struct {
 	started              string // with the id it names a process for good
 }
 
-// tree is all that came of a script's process: its session, and whoever was forked by a member, however far it went. Who has left by a double fork
+// Tree is all that came of a process: its session, and whoever was forked by a member, however far it went. Who has left by a double fork
 // before the tree was first looked at, as a daemon does, is none of it.
-type tree struct {
-	leader int // the script's process, which began a session
+type Tree struct {
+	leader int // which began a session
 	seen   map[int]process
 }
 
-func newTree(leader int) *tree { return &tree{leader: leader, seen: map[int]process{}} }
+// NewTree returns the tree of a process, which must have begun a session.
+func NewTree(leader int) *Tree { return &Tree{leader: leader, seen: map[int]process{}} }
 
 // living returns the members that are there, and remembers them: once its parent is dead, nothing shows where a process came from.
-func (t *tree) living() []process {
+func (t *Tree) living() []process {
 	all := processes()
 	for grown := true; grown; {
 		grown = false
@@ -59,8 +57,8 @@ func (t *tree) living() []process {
 	return living
 }
 
-// signal sends sig to all members, and tells whether there was any. The group is signalled as a whole: it cannot fork away.
-func (t *tree) signal(sig syscall.Signal) bool {
+// Signal sends sig to all members, and tells whether there was any. The group is signalled as a whole: it cannot fork away.
+func (t *Tree) Signal(sig syscall.Signal) bool {
 	living := t.living()
 	group := syscall.Kill(-t.leader, sig) == nil
 	for _, p := range living {
@@ -71,9 +69,9 @@ func (t *tree) signal(sig syscall.Signal) bool {
 	return len(living) > 0 || group && !hasProc()
 }
 
-// kill ends whoever is left.
-func (t *tree) kill() {
-	for limit := time.Now().Add(killLimit); t.signal(syscall.SIGKILL) && time.Now().Before(limit); {
+// Kill ends whoever is left.
+func (t *Tree) Kill() {
+	for limit := time.Now().Add(killLimit); t.Signal(syscall.SIGKILL) && time.Now().Before(limit); {
 		time.Sleep(killLimit / 100) // the dead take a moment to be gone
 	}
 }
@@ -121,22 +119,4 @@ func parseStat(stat string) (process, bool) {
 		return process{}, false
 	}
 	return process{pid: pid, parent: parent, session: session, started: fields[19]}, true
-}
-
-// end waits until nothing is left of a script that was hung up at some time, and kills what does not end within the grace.
-func (r *Runner) end(t *tree, hungUp time.Time) {
-	defer t.kill()
-	deadline := time.NewTimer(time.Until(hungUp.Add(r.hangupGrace)))
-	defer deadline.Stop()
-	tick := time.NewTicker(groupPoll)
-	defer tick.Stop()
-	for t.signal(0) {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			return
-		case <-r.alive.Done():
-			return
-		}
-	}
 }
