@@ -18,6 +18,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/berthd/berth/account"
+	"github.com/berthd/berth/oom"
 	"github.com/berthd/berth/shell"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
@@ -270,7 +271,7 @@ func (v *containerView) up(ctx context.Context, d wire.Devcontainer, spec shell.
 	defer says.Close()
 	log := &devcontainerLog{to: says}
 	cmd.Stderr = log
-	if err := cmd.Start(); err != nil {
+	if err := oom.Start(cmd); err != nil {
 		return fmt.Errorf("cannot run devcontainer up: %w", err)
 	}
 	outcome := readOutcome(out)

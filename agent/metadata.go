@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/berthd/berth/oom"
 	"github.com/berthd/berth/shell"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
@@ -133,7 +134,7 @@ func (m metadataCollector) output(ctx context.Context, script string) (string, e
 	cmd := spec.Cmd(ctx)
 	cmd.WaitDelay = metadataGrace
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
+	if err := oom.Start(cmd); err != nil {
 		return "", fmt.Errorf("start cmd: %w", err)
 	}
 	err = shell.Wait(cmd)

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // The programs are static: they need no loader and no library of the machine they are copied to.
@@ -95,6 +98,107 @@ func TestImage(t *testing.T) {
 			t.Errorf("%s version in a container: %s", name, out)
 		}
 	}
+	if _, said, code := e.run(nil, "docker", "-H", e.socket, "run", "--rm", "--network", "none", "berthd", "run", "--log-level", "loud"); code != 64 {
+		t.Errorf("a wrong setting ends the container with %d: %s", code, said)
+	}
+}
+
+// exampleOptions turns the example for Docker Compose into what docker run does the same by, with this road's server and token.
+func (r *road) exampleOptions() []string {
+	r.t.Helper()
+	var example struct {
+		Services map[string]struct {
+			Environment      map[string]string
+			Secrets, Volumes []string
+		}
+		Secrets map[string]struct{ File string }
+		Volumes map[string]any
+	}
+	readYAML(r.t, "../deploy/docker/compose.yaml", &example)
+	workspace, ok := example.Services["workspace"]
+	if !ok || workspace.Environment["BERTH_URL"] == "" {
+		r.t.Fatalf("the example has no workspace with a URL: %+v", example)
+	}
+	workspace.Environment["BERTH_URL"] = r.url()
+	var options []string
+	for name, value := range workspace.Environment {
+		options = append(options, "--env", name+"="+value)
+	}
+	for _, name := range workspace.Secrets {
+		file := filepath.Join(r.home, filepath.Base(example.Secrets[name].File))
+		if err := os.WriteFile(file, []byte(r.token+"\n"), 0o600); err != nil {
+			r.t.Fatal(err)
+		}
+		options = append(options, "--volume", file+":/run/secrets/"+name+":ro")
+	}
+	for _, volume := range workspace.Volumes {
+		name, _, _ := strings.Cut(volume, ":")
+		if _, ok := example.Volumes[name]; !ok {
+			r.t.Errorf("the example mounts %s, which is no volume of it", volume)
+		}
+		options = append(options, "--volume", volume)
+	}
+	return options
+}
+
+func readYAML(t *testing.T, path string, into any) {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := yaml.NewDecoder(file).Decode(into); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+// TestKubernetesExample: what the example names is there: settings of berthd, volumes of the pod. No cluster is here to try it in.
+func TestKubernetesExample(t *testing.T) {
+	type named struct{ Name string }
+	var example struct {
+		Spec struct {
+			Template struct {
+				Spec struct {
+					Containers []struct {
+						Args         []string
+						Env          []struct{ Name, Value string }
+						VolumeMounts []struct{ Name, MountPath string } `yaml:"volumeMounts"`
+					}
+					Volumes []named
+				}
+			}
+			VolumeClaimTemplates []struct{ Metadata named } `yaml:"volumeClaimTemplates"`
+		}
+	}
+	readYAML(t, "../deploy/kubernetes/workspace.yaml", &example)
+	volumes := map[string]bool{}
+	for _, v := range example.Spec.Template.Spec.Volumes {
+		volumes[v.Name] = true
+	}
+	for _, v := range example.Spec.VolumeClaimTemplates {
+		volumes[v.Metadata.Name] = true
+	}
+	help := newMachine(t).must("berthd", "run", "--help")
+	containers := example.Spec.Template.Spec.Containers
+	if len(containers) != 1 || !slices.Equal(containers[0].Args, []string{"run"}) {
+		t.Fatalf("containers: %+v", containers)
+	}
+	mounted := ""
+	for _, m := range containers[0].VolumeMounts {
+		if !volumes[m.Name] {
+			t.Errorf("%s is mounted, and no volume", m.Name)
+		}
+		mounted += m.MountPath + " "
+	}
+	for _, v := range containers[0].Env {
+		if !strings.Contains(help, "$"+v.Name) {
+			t.Errorf("berthd has no variable %s", v.Name)
+		}
+		if v.Name == "BERTH_TOKEN_FILE" && !strings.Contains(mounted, filepath.Dir(v.Value)) {
+			t.Errorf("%s is in no volume", v.Value)
+		}
+	}
 }
 
 // TestContainerStop: berthd is process 1 of a container. Stop scripts run within what `docker stop` grants, whether the server is there or not, and what
@@ -112,15 +216,13 @@ agents:
         script: sleep 1; echo "ended with a token of ${#CODER_AGENT_TOKEN} letters"
 `)
 	e := startDocker(r.machine, "berthd")
-	if err := os.WriteFile(filepath.Join(r.home, "Dockerfile"), []byte("FROM berthd\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"/bin\"]\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(r.home, "Dockerfile"), []byte("FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"/bin\"]\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	e.build("workspace", map[string]string{"/bin/busybox": "busybox", filepath.Join(r.home, "Dockerfile"): "Dockerfile"})
-	if err := os.Mkdir(filepath.Join(r.home, "state"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	e.do("create", "--name", "box", "--network", "host", "--volume", filepath.Join(r.home, "state")+":/var/lib/berthd",
-		"--env", "BERTH_URL="+r.url(), "--env", "BERTH_TOKEN="+r.token, "workspace", "run", "--shutdown-timeout", "9s")
+	e.build("base", map[string]string{"/bin/busybox": "busybox", filepath.Join(r.home, "Dockerfile"): "Dockerfile"})
+	e.build("workspace", map[string]string{"../deploy/docker/Dockerfile": "Dockerfile"}, "--build-arg", "BASE=base")
+	// With docker's own ten seconds to stop, not those of the example.
+	e.do(slices.Concat([]string{"create", "--name", "box", "--network", "host"}, r.exampleOptions(), []string{"workspace", "run", "--shutdown-timeout", "9s"})...)
 	defer func() {
 		if t.Failed() {
 			t.Log(e.logs("box"))
@@ -145,6 +247,10 @@ agents:
 	e.do("start", "box")
 	said("begun", 1)
 	eventually(t, 10*time.Second, "no orphan is left unwaited for", func() bool {
+		return !strings.Contains(e.do("exec", "box", "/bin/ps", "-o", "stat,comm"), "Z")
+	})
+	e.do("exec", "box", "/bin/sh", "-c", "i=0; while [ $i -lt 10000 ]; do (true &); i=$((i+1)); done")
+	eventually(t, 20*time.Second, "of 10,000 orphans none is left", func() bool {
 		return !strings.Contains(e.do("exec", "box", "/bin/ps", "-o", "stat,comm"), "Z")
 	})
 	stop()

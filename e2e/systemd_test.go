@@ -200,12 +200,12 @@ func TestSystemd(t *testing.T) {
 agents:
   - name: box
     scripts:
-      - {display_name: begin, run_on_start: true, script: "echo begun >>/var/tmp/scripts"}
+      - {display_name: begin, run_on_start: true, script: "echo begun >>/var/tmp/scripts; cat /proc/self/oom_score_adj >/var/tmp/score"}
       - {display_name: end, run_on_stop: true, script: "sleep 1; echo ended >>/var/tmp/scripts"}
 `)
 	b := r.boot(map[string]string{
 		"usr/local/bin/counter":                              counter,
-		"etc/systemd/system/berthd.service.d/impatient.conf": "[Service]\nWatchdogSec=3s\nRestartSec=100ms\n",
+		"etc/systemd/system/berthd.service.d/impatient.conf": "[Service]\nWatchdogSec=3s\nRestartSec=100ms\nOOMScoreAdjust=300\n",
 	})
 
 	b.do("chmod", "+x", "/usr/local/bin/counter")
@@ -229,6 +229,21 @@ agents:
 		}
 	}
 	all(1)
+
+	// Whoever may not go below 0 can still go there from what the unit has.
+	for _, name := range []string{"berthd", "berthd-ptyhost"} {
+		if got := b.do("sh", "-c", "cat /proc/$(pgrep -xo "+name+")/oom_score_adj"); got != "0" && got != "-900" {
+			t.Errorf("%s is as likely to be killed when memory is short as %s says", name, got)
+		}
+	}
+	for what, got := range map[string]string{
+		"a script": b.do("cat", "/var/tmp/score"), "a terminal": b.do("sh", "-c", "cat /proc/$(pgrep -xo counter)/oom_score_adj"),
+		"a command": strings.TrimSpace(r.berth("ssh", "box", "cat /proc/self/oom_score_adj")),
+	} {
+		if got != "300" {
+			t.Errorf("%s is as likely to be killed as %s says, want the unit's 300", what, got)
+		}
+	}
 
 	restarts := func() string { return b.property("NRestarts") }
 	for step, harm := range []struct {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/account"
+	"github.com/berthd/berth/oom"
 )
 
 // maxSocketPath is sun_path less its final zero.
@@ -104,6 +105,9 @@ func RunProcess(ctx context.Context, socket string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if err := oom.Protect(); err != nil { // as of every user but root, mostly
+		log.Debug("the owner of the terminals is as likely a victim as they are", "error", err)
+	}
 	return NewHost(HostConfig{Log: log}).Serve(ctx, l)
 }
 
@@ -131,7 +135,7 @@ func StartDetached(cmd *exec.Cmd, user *account.User, logPath string) error {
 		cmd.Dir = "/" // keep no file system busy
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: user.Credential()}
-	if err := cmd.Start(); err != nil {
+	if err := oom.Start(cmd); err != nil {
 		return fmt.Errorf("cannot start the terminal host: %w", err)
 	}
 	go cmd.Wait() // ends with cmd, or with this process

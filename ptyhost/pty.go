@@ -13,6 +13,8 @@ import (
 
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/oom"
 )
 
 // terminal is the master side of a PTY whose program runs.
@@ -46,7 +48,7 @@ func start(req *CreateRequest, size Size) (*terminal, error) {
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := cmd.Start(); err != nil {
+	if err := oom.Start(cmd); err != nil {
 		t.master.Close()
 		return nil, startError(err, cmd.Path)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/oom"
 	"github.com/berthd/berth/shell"
 )
 
@@ -23,7 +24,7 @@ type job struct {
 
 // startJob starts cmd, which shell made the leader of a session, and waits for it in the background, as long as that takes.
 func (s *Server) startJob(cmd *exec.Cmd) (*job, error) {
-	if err := cmd.Start(); err != nil {
+	if err := oom.Start(cmd); err != nil {
 		return nil, err
 	}
 	j := &job{cmd: cmd, exited: make(chan struct{}), finished: make(chan struct{})}

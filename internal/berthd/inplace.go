@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/berthd/berth/agent"
+	"github.com/berthd/berth/oom"
 	"github.com/berthd/berth/shell"
 )
 
@@ -26,7 +27,7 @@ func (p process) restartInPlace(whole []string) error {
 	if err == nil {
 		env := maps.Clone(p.env)
 		env[envInPlace] = "1"
-		err = syscall.Exec(exe, append(selfCommand(whole), whole...), env.list())
+		err = oom.Exec(func() error { return syscall.Exec(exe, append(selfCommand(whole), whole...), env.list()) })
 	}
 	fmt.Fprintf(p.stderr, "berthd: cannot start %s in this process: %v\n", exe, err)
 	return errRestart

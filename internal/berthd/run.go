@@ -15,6 +15,7 @@ import (
 
 	"github.com/berthd/berth/agent"
 	"github.com/berthd/berth/identity"
+	"github.com/berthd/berth/oom"
 	"github.com/berthd/berth/tailnet"
 )
 
@@ -108,6 +109,9 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 		return stateError{err} // it is what serves files as the user
 	} else if err != nil {
 		log.Warn("git and others in the workspace cannot use the server's credentials", "error", err)
+	}
+	if err := oom.Protect(); err != nil {
+		log.Debug("berthd is as likely a victim as what runs in the workspace", "error", err)
 	}
 	cfg.StartTerminals = func(socket string) error {
 		return startTerminals(self, socket, user, state.Path("ptyhost.log"), log)

@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/oom"
 )
 
 // What a holder's process inherits.
@@ -77,7 +79,7 @@ func Start(cmd *exec.Cmd, credential *syscall.Credential, job Job, log *os.File)
 	}
 	cmd.Dir = "/" // keep no file system busy
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: credential}
-	err = cmd.Start()
+	err = oom.Start(cmd)
 	theirs.Close()
 	if err != nil {
 		ours.Close()
