@@ -115,6 +115,29 @@ agents:
 		t.Errorf("the workspace is that of %q", got)
 	}
 
+	// Confined, they cannot become root.
+	confined, err := os.ReadFile("../deploy/systemd/confined.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dropIn := filepath.Join(b.root, "etc/systemd/system/berthd.service.d/confined.conf")
+	if err := os.WriteFile(dropIn, confined, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.do("systemctl", "daemon-reload")
+	b.do("systemctl", "stop", "berthd") // the owner of the terminals is older than the drop-in
+	b.do("systemctl", "start", "berthd")
+	serving()
+	b.do("install", "-m", "4755", "/usr/bin/id", "/usr/local/bin/id-of-root")
+	p := r.terminal("shell", "box", "confined")
+	p.ask("echo $(id -un) $(id-of-root -un) $(grep -c 'CapEff:.*[1-9a-f]' /proc/self/status) $(touch ~/mine && echo writes)", "dev dev 0 writes")
+	p.cmd.Process.Kill()
+	if err := os.Remove(dropIn); err != nil {
+		t.Fatal(err)
+	}
+	b.do("rm", "/usr/local/bin/id-of-root", "/var/tmp/scripts")
+	b.do("systemctl", "daemon-reload")
+
 	cmd := b.inside("script", "-qec", "berthd uninstall", "/dev/null")
 	cmd.Stdin = strings.NewReader("n\n")
 	if said, err := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(said), "nothing was done") {
@@ -158,7 +181,7 @@ agents:
 	if got := strings.TrimSpace(r.berth("ssh", "box", "id", "-un")); got != "ann" {
 		t.Errorf("the workspace is that of %q", got)
 	}
-	p := r.terminal("shell", "box", "mine", "--command", "/opt/new/counter")
+	p = r.terminal("shell", "box", "mine", "--command", "/opt/new/counter")
 	p.ask("this", "this has count 1")
 	b.do(as("systemctl", "--user", "restart", "berthd")...)
 	eventually(t, 20*time.Second, "ann's berthd serves again", func() bool { return status() == "serving as box (direct)" })

@@ -34,9 +34,14 @@ func newRoad(t *testing.T, config string, flags ...string) *road {
 }
 
 func newRoadOn(m *machine, config string, flags ...string) *road {
+	m.t.Helper()
+	return newRoadAt(m, freeAddr(m.t), config, flags...)
+}
+
+func newRoadAt(m *machine, addr, config string, flags ...string) *road {
 	t := m.t
 	t.Helper()
-	r := &road{machine: m, flags: flags, addr: freeAddr(t), data: filepath.Join(m.home, "data"), config: filepath.Join(m.home, "agents.yaml")}
+	r := &road{machine: m, flags: flags, addr: addr, data: filepath.Join(m.home, "data"), config: filepath.Join(m.home, "agents.yaml")}
 	if err := os.WriteFile(r.config, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}

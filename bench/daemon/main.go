@@ -1,5 +1,5 @@
 // Command daemon measures berthd as it is shipped: size, time from exec to ready, resident memory
-// and CPU when idle, and both during a transfer at full speed. It starts a control server of its own on loopback and prints a table.
+// and CPU when idle, each beside OpenSSH's sshd, and both during a transfer at full speed. It starts a control server of its own on loopback and prints a table.
 //
 //	go run ./bench/daemon [-idle 60s] [-rounds 7]
 package main
@@ -48,9 +48,15 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 	if err := lab.Build(ctx, dir); err != nil {
 		return err
 	}
-	size, err := os.Stat(filepath.Join(dir, "berthd"))
-	if err != nil {
-		return err
+	size := func(program string) float64 {
+		if !filepath.IsAbs(program) {
+			program = filepath.Join(dir, program)
+		}
+		info, err := os.Stat(program)
+		if err != nil {
+			return 0
+		}
+		return float64(info.Size()) / 1e6
 	}
 	server, err := serve(ctx, dir)
 	if err != nil {
@@ -58,50 +64,49 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 	}
 	defer server.stop()
 
-	var ready []time.Duration
-	for range rounds {
-		d, err := start(ctx, dir, server)
-		if err != nil {
-			return err
-		}
-		ready = append(ready, d.ready)
-		if err := d.stop(); err != nil {
-			return err
-		}
+	ready, err := rounded(rounds, func() (*daemon, error) { return start(ctx, dir, server) })
+	if err != nil {
+		return err
 	}
-	slices.Sort(ready)
+	peerReady, err := rounded(rounds, func() (*daemon, error) { return startSSHD(ctx, dir) })
+	if err != nil {
+		return err
+	}
 
 	d, err := start(ctx, dir, server)
 	if err != nil {
 		return err
 	}
 	defer d.stop()
+	peer, err := startSSHD(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer peer.stop()
+	host, err := d.ptyhost()
+	if err != nil {
+		return err
+	}
 	if err := lab.Pause(ctx, idle); err != nil {
 		return err
 	}
-	resident, err := lab.Resident(d.cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	anonymous, err := lab.Anonymous(d.cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	host, err := lab.Resident(d.ptyhost())
-	if err != nil {
-		return err
-	}
-	before, err := lab.Processor(d.cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
 	const window = 30 * time.Second
+	processes := []int{d.cmd.Process.Pid, host, peer.cmd.Process.Pid}
+	var idling [3]idler
+	for i, pid := range processes {
+		if idling[i], err = look(pid); err != nil {
+			return err
+		}
+	}
 	if err := lab.Pause(ctx, window); err != nil {
 		return err
 	}
-	after, err := lab.Processor(d.cmd.Process.Pid)
-	if err != nil {
-		return err
+	for i, pid := range processes {
+		after, err := lab.Processor(pid)
+		if err != nil {
+			return err
+		}
+		idling[i].used = after - idling[i].used
 	}
 
 	speed, err := server.berth(ctx, dir, "speedtest", server.agent)
@@ -113,18 +118,64 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 		return err
 	}
 
-	fmt.Println("| what | figure |")
+	fmt.Println("| what | berthd | berthd-ptyhost, no terminal | sshd |")
+	fmt.Println("|---|---|---|---|")
+	fmt.Printf("| program, stripped | %.1f MB | %.1f MB | %.1f MB, and its libraries |\n", size("berthd"), size("berthd-ptyhost"), size(sshd))
+	fmt.Printf("| exec to ready, %d rounds | %v | | %v |\n", rounds, ready, peerReady)
+	fmt.Printf("| resident %v after ready | %v | %v | %v |\n", idle, idling[0], idling[1], idling[2])
+	fmt.Printf("| CPU in %v of idling | %v | %v | %v |\n", window, idling[0].used, idling[1].used, idling[2].used)
+	fmt.Println("\n| berthd | figure |")
 	fmt.Println("|---|---|")
-	fmt.Printf("| berthd, stripped | %.1f MB |\n", float64(size.Size())/1e6)
-	fmt.Printf("| exec to ready, %d rounds | median %v (%v-%v) |\n", rounds, ms(ready[len(ready)/2]), ms(ready[0]), ms(ready[len(ready)-1]))
-	fmt.Printf("| resident %v after ready, `berthd run` | %.1f MB (%.1f MB anonymous) |\n", idle, resident, anonymous)
-	fmt.Printf("| resident %v after ready, `berthd-ptyhost` without a terminal | %.1f MB |\n", idle, host)
-	fmt.Printf("| idle CPU in %v | %v |\n", window, after-before)
 	fmt.Printf("| peak resident, `berthd run`, after `berth speedtest` both ways | %.1f MB |\n", peak)
 	for _, line := range strings.Split(strings.TrimSpace(speed), "\n") {
 		fmt.Printf("| `berth speedtest` | %s |\n", strings.Join(strings.Fields(line), " "))
 	}
 	return nil
+}
+
+// idler is a process that does nothing.
+type idler struct {
+	resident, anonymous float64 // MB
+	used                time.Duration
+}
+
+func (i idler) String() string {
+	return fmt.Sprintf("%.1f MB (%.1f MB anonymous)", i.resident, i.anonymous)
+}
+
+func look(pid int) (i idler, err error) {
+	if i.resident, err = lab.Resident(pid); err != nil {
+		return i, err
+	}
+	if i.anonymous, err = lab.Anonymous(pid); err != nil {
+		return i, err
+	}
+	i.used, err = lab.Processor(pid)
+	return i, err
+}
+
+// times are how long something took, sorted.
+type times []time.Duration
+
+func (t times) String() string {
+	return fmt.Sprintf("median %v (%v-%v)", ms(t[len(t)/2]), ms(t[0]), ms(t[len(t)-1]))
+}
+
+// rounded starts a daemon again and again, and tells how long each took to be ready.
+func rounded(rounds int, start func() (*daemon, error)) (times, error) {
+	var all times
+	for range rounds {
+		d, err := start()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, d.ready)
+		if err := d.stop(); err != nil {
+			return nil, err
+		}
+	}
+	slices.Sort(all)
+	return all, nil
 }
 
 func ms(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
@@ -229,18 +280,59 @@ func (d *daemon) stop() error {
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	return d.cmd.Wait()
+	if err := d.cmd.Wait(); err != nil && d.state != "" { // sshd's exit code for that is 255
+		return err
+	}
+	return nil
 }
 
 // ptyhost finds the process of the terminals, which belongs to this daemon's state directory.
-func (d *daemon) ptyhost() int {
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
+func (d *daemon) ptyhost() (pid int, err error) {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		cmdline, err := os.ReadFile(dir + "/cmdline")
 		if err == nil && bytes.Contains(cmdline, []byte("\x00--socket\x00")) && bytes.Contains(cmdline, []byte(d.state)) {
-			pid, _ := strconv.Atoi(filepath.Base(dir))
-			return pid
+			return strconv.Atoi(filepath.Base(dir))
 		}
 	}
-	return 0
+	return 0, errors.Join(err, errors.New("berthd has started no owner of terminals"))
+}
+
+// sshd is the peer.
+const sshd = "/usr/sbin/sshd"
+
+// startSSHD runs OpenSSH's sshd, with a key that is there, until it greets.
+func startSSHD(ctx context.Context, dir string) (*daemon, error) {
+	key := filepath.Join(dir, "sshd_key")
+	if _, err := os.Stat(key); err != nil {
+		if out, err := exec.CommandContext(ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("cannot make a key (install openssh-client): %w: %s", err, out)
+		}
+	}
+	if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // where sshd drops its rights to
+		return nil, err
+	}
+	addr, err := lab.FreeAddr()
+	if err != nil {
+		return nil, err
+	}
+	d := &daemon{cmd: exec.Command(sshd, "-D", "-e", "-f", "/dev/null", "-h", key, "-o", "ListenAddress="+addr, "-o", "PidFile=none")}
+	begun := time.Now()
+	if err := d.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("cannot start sshd (install openssh-server): %w", err)
+	}
+	for ctx.Err() == nil && time.Since(begun) < 10*time.Second {
+		if conn, err := net.Dial("tcp", addr); err == nil {
+			_, err = bufio.NewReader(conn).ReadString('\n')
+			conn.Close()
+			if err == nil {
+				d.ready = time.Since(begun)
+				return d, nil
+			}
+		}
+		if err := lab.Pause(ctx, time.Millisecond); err != nil {
+			break
+		}
+	}
+	return nil, errors.Join(errors.New("sshd did not greet in 10 s"), ctx.Err(), d.stop())
 }
