@@ -324,9 +324,15 @@ func (s *serviceFlags) newUser(set service.Settings, create bool) (string, error
 		set[variable("log-dir")] = "" // the machine's is closed to the user
 	}
 	for u := range account.Entries(filepath.Join(s.root, "/etc/passwd")) {
-		if u.Name == name || fmt.Sprint(u.UID) == name {
-			return "", nil
+		if u.Name != name && fmt.Sprint(u.UID) != name {
+			continue
 		}
+		if s.root == "" {
+			if _, err := account.Find(name); err != nil {
+				return "", usagef("%w", err)
+			}
+		}
+		return "", nil
 	}
 	if !create {
 		return "", usagef("there is no user %q: add --create-user, or name another", name)
