@@ -163,7 +163,10 @@ func TestKubernetesExample(t *testing.T) {
 					Containers []struct {
 						Args         []string
 						Env          []struct{ Name, Value string }
-						VolumeMounts []struct{ Name, MountPath string } `yaml:"volumeMounts"`
+						VolumeMounts []struct {
+							Name string
+							Path string `yaml:"mountPath"`
+						} `yaml:"volumeMounts"`
 					}
 					Volumes []named
 				}
@@ -189,7 +192,7 @@ func TestKubernetesExample(t *testing.T) {
 		if !volumes[m.Name] {
 			t.Errorf("%s is mounted, and no volume", m.Name)
 		}
-		mounted += m.MountPath + " "
+		mounted += m.Path + " "
 	}
 	for _, v := range containers[0].Env {
 		if !strings.Contains(help, "$"+v.Name) {
