@@ -177,7 +177,7 @@ long() {
 	judge
 	export BERTH_LONG=1
 	go test -count=1 -timeout 60m -v ./ptyhost/...
-	go test -count=1 -timeout 60m -v -run 'TestTerminals|TestShell|TestOpenSSH|TestServerKilled|TestLedger|TestLastStatus' ./e2e
+	go test -count=1 -timeout 60m -v -run 'TestTerminals|TestShell|TestOpenSSH|TestServerKilled|TestLedger|TestLastStatus|TestContainerStop|TestStill' ./e2e
 	go test -count=1 -timeout 10m -v -run 'TestMany|TestContainerExec' ./containers ./internal/berthd
 	go test -count=1 -timeout 10m -v -run TestSameAsSS ./ports
 	go test -count=1 -timeout 10m -v -run TestDamage ./reporter

@@ -129,7 +129,7 @@ agents:
 	b.do("systemctl", "start", "berthd")
 	serving()
 	b.do("install", "-m", "4755", "/usr/bin/id", "/usr/local/bin/id-of-root")
-	p := r.terminal("shell", "box", "confined")
+	p := r.terminal("shell", "box", "confined", "--command", "sh")
 	p.ask("echo $(id -un) $(id-of-root -un) $(grep -c 'CapEff:.*[1-9a-f]' /proc/self/status) $(touch ~/mine && echo writes)", "dev dev 0 writes")
 	p.cmd.Process.Kill()
 	if err := os.Remove(dropIn); err != nil {
