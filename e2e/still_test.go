@@ -126,7 +126,7 @@ func TestStill(t *testing.T) {
 	for name, test := range map[string]func(f *far){
 		"offline": func(f *far) {
 			f.link("down")
-			time.Sleep(minute)
+			time.Sleep(minute) // it is time itself that is to do no harm
 		},
 		"flapping": func(f *far) {
 			for until := time.Now().Add(minute); time.Now().Before(until); {

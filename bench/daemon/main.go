@@ -83,11 +83,11 @@ func measure(ctx context.Context, idle time.Duration, rounds int) error {
 		return err
 	}
 	defer peer.stop()
-	host, err := d.ptyhost()
-	if err != nil {
+	if err := lab.Pause(ctx, idle); err != nil {
 		return err
 	}
-	if err := lab.Pause(ctx, idle); err != nil {
+	host, err := d.ptyhost()
+	if err != nil {
 		return err
 	}
 	const window = 30 * time.Second
