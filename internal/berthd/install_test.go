@@ -29,6 +29,7 @@ func TestInstallSettings(t *testing.T) {
 			want: "BERTH_AUTH=auto\n" + url + "\n"},
 		"a token":           {env: []string{url, "BERTH_TOKEN=" + secretToken}, want: "BERTH_TOKEN_FILE=/etc/berthd/agent-token\n" + url + "\n", says: "a secret: it is not shown"},
 		"another user":      {args: []string{"--user", "root"}, env: []string{url, "BERTH_AUTH=auto"}, want: "BERTH_AUTH=auto\nBERTH_LOG_DIR=\n" + url + "\nBERTH_USER=root\n"},
+		"a file":            {args: []string{"--ca-file", "/etc/../etc/ca.pem"}, env: []string{url, "BERTH_AUTH=auto"}, want: "BERTH_AUTH=auto\nBERTH_CA_FILE=/etc/ca.pem\n" + url + "\n"},
 		"no such user":      {args: []string{"--user", "nobody-here"}, env: []string{url, "BERTH_AUTH=auto"}, says: "--create-user"},
 		"a wrong value":     {args: []string{"--log-level", "loud"}, env: []string{url}, says: "loud"},
 		"a wrong address":   {args: []string{"--auth", "auto"}, env: []string{"BERTH_URL=berth.example.com"}, says: "does not begin with http"},
