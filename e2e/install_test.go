@@ -129,8 +129,12 @@ agents:
 	b.do("systemctl", "start", "berthd")
 	serving()
 	b.do("install", "-m", "4755", "/usr/bin/id", "/usr/local/bin/id-of-root")
-	p := r.terminal("shell", "box", "confined", "--command", "sh")
-	p.ask("echo $(id -un) $(id-of-root -un) $(grep -c 'CapEff:.*[1-9a-f]' /proc/self/status) $(touch ~/mine && echo writes)", "dev dev 0 writes")
+	const rights = "#!/bin/sh\nread x; echo $(id -un) $(id-of-root -un) $(grep -c 'CapEff:.*[1-9a-f]' /proc/self/status) $(touch ~/mine && echo writes)\nread x\n"
+	if err := os.WriteFile(filepath.Join(b.root, "opt/new/rights"), []byte(rights), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := r.terminal("shell", "box", "confined", "--command", "/opt/new/rights")
+	p.ask("which?", "dev dev 0 writes")
 	p.cmd.Process.Kill()
 	if err := os.Remove(dropIn); err != nil {
 		t.Fatal(err)
