@@ -209,7 +209,7 @@ func build(ctx context.Context, cfg Config, event func(Event)) (*agent, error) {
 	}
 	a.local = &localAPI{
 		path: local, user: cfg.User, server: cfg.Server.URL.String(), token: a.token, manifest: a.manifest.Load,
-		appStatus: a.reporter.AppStatus, about: a.about, log: cfg.Log, ready: make(chan struct{}),
+		appStatus: a.reporter.AppStatus, about: a.about, hide: a.mask.Add, log: cfg.Log, ready: make(chan struct{}),
 	}
 	a.lister = containers.New(containers.Config{User: cfg.User, Log: cfg.Log.With("part", "containers")})
 	inContainer := &containerShells{refusal: noContainers(cfg), program: cfg.Helpers.Program, find: a.lister.Find, command: a.shell.Command}

@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/berthd/berth/mask"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
 )
@@ -86,6 +87,8 @@ func FuzzLocalAPI(f *testing.F) {
 		{"POST", "/v1/app-status", `{"app_slug":"claude","state":"idle"} {}`},
 		{"POST", "/v1/app-status", `[[[[`},
 		{"POST", "/v1/app-status?app_slug=claude", ""},
+		{"POST", "/v1/secrets", `{"values":["one","\u0000",""]}`},
+		{"POST", "/v1/secrets", `{"values":[1]}`},
 		{"GET", "/v1/session-token?server=https://berth.example.com", ""},
 		{"GET", "/v1/session-token?server=https://evil.example.com", ""},
 		{"GET", "/v1/session-token?server=%zz", ""},
@@ -101,6 +104,7 @@ func FuzzLocalAPI(f *testing.F) {
 		manifest:  func() *agentpb.Manifest { return &agentpb.Manifest{Apps: []*agentpb.WorkspaceApp{{Slug: "claude"}}} },
 		about:     func() About { return testAbout },
 		appStatus: func(u *agentpb.UpdateAppStatusRequest) { taken = u },
+		hide:      mask.New().Add,
 	}).handler()
 	f.Fuzz(func(t *testing.T, method, target string, body []byte) {
 		w := sendTo(t, h, method, target, body)

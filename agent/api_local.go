@@ -44,6 +44,7 @@ type localAPI struct {
 	manifest  func() *agentpb.Manifest
 	appStatus func(*agentpb.UpdateAppStatusRequest)
 	about     func() About
+	hide      func(...wire.Secret)
 	log       *slog.Logger
 	ready     chan struct{} // closed once the socket is there, or could not be made
 }
@@ -72,6 +73,7 @@ const (
 func (l *localAPI) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/app-status", l.postAppStatus)
+	mux.HandleFunc("POST /v1/secrets", l.postSecrets)
 	mux.HandleFunc("GET /v1/session-token", l.getSessionToken)
 	mux.HandleFunc("GET /v1/agent", l.getAgent)
 	return mux
@@ -97,11 +99,11 @@ func listenPrivate(user *account.User, path string) (l net.Listener, err error) 
 	return l, err
 }
 
-func (l *localAPI) postAppStatus(w http.ResponseWriter, r *http.Request) {
-	var body wire.PatchAppStatus
+// readLocal reads the body of a request, and answers one that is not right; then it returns false.
+func readLocal(w http.ResponseWriter, r *http.Request, body any) bool {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxLocalBody))
 	dec.DisallowUnknownFields()
-	err := dec.Decode(&body)
+	err := dec.Decode(body)
 	if err == nil {
 		if _, end := dec.Token(); !errors.Is(end, io.EOF) {
 			err = cmp.Or(end, errors.New("there is more than one value"))
@@ -109,10 +111,35 @@ func (l *localAPI) postAppStatus(w http.ResponseWriter, r *http.Request) {
 	}
 	if tooLong, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		writeError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("Request body must have at most %d bytes.", tooLong.Limit), nil)
-		return
+		return false
 	}
 	if err != nil {
 		writeError(w, http.StatusBadRequest, "Request body must be valid JSON.", err)
+		return false
+	}
+	return true
+}
+
+// secrets are values that a program in the workspace came by and that are to be hidden in what leaves it.
+type secrets struct {
+	Values []string `json:"values"`
+}
+
+// postSecrets has values hidden. Whoever may use the socket could keep them from being so by other means.
+func (l *localAPI) postSecrets(w http.ResponseWriter, r *http.Request) {
+	var body secrets
+	if !readLocal(w, r, &body) {
+		return
+	}
+	for _, value := range body.Values {
+		l.hide(wire.Secret(value))
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (l *localAPI) postAppStatus(w http.ResponseWriter, r *http.Request) {
+	var body wire.PatchAppStatus
+	if !readLocal(w, r, &body) {
 		return
 	}
 	update, wrong := appStatus(body, l.manifest())
@@ -222,6 +249,31 @@ func getLocal(ctx context.Context, socket, target string, answer any) error {
 	}
 	defer resp.Body.Close()
 	return wire.ReadJSON(resp, http.StatusOK, answer)
+}
+
+// Hide has the agent that listens on socket hide secrets in the logs, statuses and metadata that leave the workspace. The empty ones are none.
+func Hide(ctx context.Context, socket string, values ...wire.Secret) error {
+	ctx, cancel := context.WithTimeout(ctx, localTimeout)
+	defer cancel()
+	var all secrets
+	for _, value := range values {
+		if value != "" {
+			all.Values = append(all.Values, value.Reveal())
+		}
+	}
+	body, err := json.Marshal(all)
+	if err != nil {
+		return fmt.Errorf("cannot have a secret hidden: %w", err)
+	}
+	resp, err := askLocal(ctx, socket, http.MethodPost, "/v1/secrets", body)
+	if err != nil {
+		return fmt.Errorf("cannot have a secret hidden: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		return fmt.Errorf("cannot have a secret hidden: berthd answered %s", resp.Status)
+	}
+	return nil
 }
 
 // askLocal makes one request to the socket.

@@ -26,6 +26,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/berthd/berth/mask"
 	"github.com/berthd/berth/ports"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
@@ -361,12 +362,17 @@ func TestAskAbout(t *testing.T) {
 // serveLocal runs a local API and returns what is reported to it.
 func serveLocal(t *testing.T, socket string) <-chan *agentpb.UpdateAppStatusRequest {
 	t.Helper()
+	return serveLocalHiding(t, socket, mask.New())
+}
+
+func serveLocalHiding(t *testing.T, socket string, hidden *mask.Masker) <-chan *agentpb.UpdateAppStatusRequest {
+	t.Helper()
 	reported := make(chan *agentpb.UpdateAppStatusRequest, 10)
 	l := &localAPI{
 		path: socket, server: "https://berth.example.com", token: func() wire.Secret { return "in-use" },
 		manifest:  func() *agentpb.Manifest { return &agentpb.Manifest{Apps: []*agentpb.WorkspaceApp{{Slug: "claude"}}} },
 		about:     func() About { return testAbout },
-		appStatus: func(u *agentpb.UpdateAppStatusRequest) { reported <- u }, log: slog.New(slog.DiscardHandler), ready: make(chan struct{}),
+		appStatus: func(u *agentpb.UpdateAppStatusRequest) { reported <- u }, hide: hidden.Add, log: slog.New(slog.DiscardHandler), ready: make(chan struct{}),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -484,6 +490,24 @@ func TestSessionToken(t *testing.T) {
 	}
 	if token, err := SessionToken(t.Context(), socket, "https://evil.example.com"); err == nil {
 		t.Errorf("another server gets %q", token.Reveal())
+	}
+}
+
+func TestHide(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	hidden := mask.New()
+	serveLocalHiding(t, socket, hidden)
+	if err := Hide(t.Context(), socket, "", "a-login-of-somebody", "another-one"); err != nil {
+		t.Fatal(err)
+	}
+	if got := hidden.String("with a-login-of-somebody and another-one"); got != "with [hidden] and [hidden]" {
+		t.Errorf("shown as %q", got)
+	}
+	w := httptest.NewRecorder()
+	tooLong := httptest.NewRequest(http.MethodPost, "/v1/secrets", strings.NewReader(`{"values":["`+strings.Repeat("x", maxLocalBody)+`"]}`))
+	(&localAPI{}).handler().ServeHTTP(w, tooLong)
+	if w.Code != http.StatusRequestEntityTooLarge || strings.Contains(w.Body.String(), "xx") {
+		t.Errorf("more than there is room for: %d %s", w.Code, w.Body)
 	}
 }
 

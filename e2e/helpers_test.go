@@ -113,6 +113,8 @@ func TestHelpers(t *testing.T) {
 agents:
   - name: box
     environment: {GIT_SSL_CAINFO: %[1]q, GIT_CONFIG_NOSYSTEM: "1"}
+    scripts:
+      - {display_name: leak, run_on_start: true, script: "echo it is $(coder external-auth access-token work)"}
 external_auth:
   - {id: work, type: gitlab, regex: "^%[2]s", token: glpat-planted}
   - {id: late, type: github, regex: "^https://late.example.com", token_file: %[3]q}
@@ -145,6 +147,10 @@ external_auth:
 	}
 	if got := in(1, "berthd external-auth access-token late"); got != r.url()+"/external-auth/late\n" {
 		t.Errorf("without a login: %q", got)
+	}
+	eventually(t, 20*time.Second, "the script's log arrives", func() bool { return strings.Contains(r.berth("logs", "box"), "it is ") })
+	if got := r.berth("logs", "box"); !strings.Contains(got, "it is [hidden]") || strings.Contains(got, "planted") {
+		t.Errorf("a login that a script fetched is shown:\n%s", got)
 	}
 	if got := in(0, "coder stat mem --prefix Mi"); !strings.Contains(got, "MiB") {
 		t.Errorf("memory: %q", got)

@@ -63,10 +63,10 @@ func (p process) externalAuth(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("cannot get the access token of %q: %w", ids[0], err)
 	}
-	return p.showAuth(auth, extra, output)
+	return p.showAuth(ctx, auth, extra, output)
 }
 
-func (p process) showAuth(auth wire.ExternalAuth, extra, output string) error {
+func (p process) showAuth(ctx context.Context, auth wire.ExternalAuth, extra, output string) error {
 	var loggedIn error
 	say := auth.AccessToken
 	switch {
@@ -80,6 +80,9 @@ func (p process) showAuth(auth wire.ExternalAuth, extra, output string) error {
 		if say, err = lookUp(auth.TokenExtra, extra); err != nil {
 			return err
 		}
+	}
+	if loggedIn == nil {
+		p.hide(ctx, auth.AccessToken, auth.Password, say)
 	}
 	if output == "json" {
 		body, err := json.Marshal(auth)

@@ -77,6 +77,7 @@ func (p process) gitAskpass(ctx context.Context) error {
 			return err
 		}
 	}
+	p.hide(ctx, auth.AccessToken, auth.Password)
 	// git takes one line, and a user name that holds a token is all some providers want.
 	say := auth.Username
 	if auth.Password != "" && asked.User != nil {

@@ -88,6 +88,7 @@ func (p process) gitKey(ctx context.Context) (wire.GitSSHKey, error) {
 	case strings.TrimSpace(key.PrivateKey) == "":
 		return wire.GitSSHKey{}, errors.New("the server has none")
 	}
+	p.hide(ctx, key.PrivateKey)
 	return key, nil
 }
 

@@ -71,6 +71,16 @@ func (p process) server(ctx context.Context) (*client.Client, error) {
 	return client.New(client.Config{URL: server.URL, HTTP: server.HTTP, Header: server.Header, Token: func() wire.Secret { return token }})
 }
 
+// hide has berthd hide a login before it is shown to whoever asked: what programs make of it may come into a log. Where no berthd listens, nobody
+// ships one.
+func (p process) hide(ctx context.Context, values ...string) {
+	secrets := make([]wire.Secret, len(values))
+	for i, value := range values {
+		secrets[i] = wire.Secret(value)
+	}
+	_ = agent.Hide(ctx, p.env[agent.EnvSocket], secrets...)
+}
+
 // helpers makes the commands that sessions get, in the state directory: a path that stays the same
 // over upgrades, and that holds nothing else. berthd is called coder there only where that is asked
 // for, or where it was started by that name, as the start scripts of stock deployments do.
