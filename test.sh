@@ -20,6 +20,7 @@ e2e    the built binaries driven as a person would
 up     berth up --check from source, as the README says
 fuzz   each fuzz target for FUZZTIME, beyond the seeds that unit runs
 load   a thousand agents on one server for five minutes, and its restart; only when named
+release  a release for one platform, built twice with nothing in common, and its packages; only when named
 bench  the measurements quoted in docs/performance.md; only when named
 long   the tests that have a long variant (BERTH_LONG=1), at full length; only when named
 EOF
@@ -49,7 +50,7 @@ tools() {
 	need gcc=gcc git=git sshd=openssh-server ip=iproute2 ss=iproute2 nft=nftables ssh=openssh-client vim=vim tmux=tmux \
 		less=less man=man-db htop=htop unshare=util-linux iperf3=iperf3 dnsmasq=dnsmasq-base \
 		dockerd=docker.io docker=docker.io script=bsdutils mkfs.ext4=e2fsprogs podman=podman busybox=busybox-static perl=perl-base systemd-nspawn=systemd-container \
-		zsh=zsh fish=fish rsync=rsync curl=curl xauth=xauth Xvfb=xvfb xdpyinfo=x11-utils
+		zsh=zsh fish=fish rsync=rsync curl=curl wget=wget dash=dash xauth=xauth Xvfb=xvfb xdpyinfo=x11-utils
 }
 
 # The terminal that ours are held against, at the versions of its lock file. Only the groups that run ./ptyhost/... need it.
@@ -67,6 +68,8 @@ lint() {
 	go mod tidy -diff
 	go mod verify
 	go tool -modfile=internal/tools/go.mod staticcheck ./...
+	need shellcheck=shellcheck
+	shellcheck deploy/install.sh deploy/package/*.sh
 	vulnerabilities
 	generated
 	dependencies
@@ -182,6 +185,19 @@ long() {
 	go test -count=1 -timeout 10m -v -run TestSameAsSS ./ports
 	go test -count=1 -timeout 10m -v -run TestDamage ./reporter
 	go test -count=1 -timeout 20m -v -run TestResume ./cmd/berth
+}
+
+# The second time from another place and with an empty cache: both must make the same bytes.
+release() {
+	need rpm=rpm
+	local dir
+	dir=$(mktemp -d)
+	go run ./internal/release --platform linux/amd64 --out "$dir/dist"
+	(cd "$dir/dist" && sha256sum --quiet -c SHA256SUMS)
+	dpkg-deb --contents "$dir"/dist/*.deb
+	rpm -qp --nosignature --list "$dir"/dist/*.rpm
+	GOCACHE=$dir/cache go run ./internal/release --platform linux/amd64 --check "$dir/dist"
+	rm -rf "$dir"
 }
 
 bench() {

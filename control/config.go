@@ -36,8 +36,12 @@ const maxConfig = 16 << 20
 // settle is how long after a change the file is read: editors write in several steps.
 const settle = 200 * time.Millisecond
 
-// Reload reads the configuration file again and applies it. A file with a mistake changes nothing.
+// Reload reads the configuration file and the agent programs again. What has a mistake changes nothing.
 func (s *Server) Reload(ctx context.Context) error {
+	return errors.Join(s.loadConfig(ctx), s.loadPrograms())
+}
+
+func (s *Server) loadConfig(ctx context.Context) error {
 	if s.file == nil {
 		return nil
 	}
@@ -191,7 +195,7 @@ func (s *Server) watchConfig(ctx context.Context) error {
 			if err == nil && bytes.Equal(text, last) {
 				continue
 			}
-			if err := s.Reload(ctx); err != nil {
+			if err := s.loadConfig(ctx); err != nil {
 				s.log.Error("the configuration stays as it was; trying again in a minute", "err", err)
 				// Not only a mistake in the file can be mended: a full disk or a lost store may be, too.
 				last = nil

@@ -48,6 +48,8 @@ type Config struct {
 	// ConfigFile declares agents, in YAML (docs/config.md); it is read again when it changes. Empty
 	// means none.
 	ConfigFile string
+	// AgentPrograms is a directory of agent programs to hand out, as the release command makes it; empty means none.
+	AgentPrograms string
 	// STUNAddr is a UDP address to answer STUN on, so that nodes behind NAT find direct paths
 	// (":3478"); empty means no STUN. It must be reachable at the host of AccessURL.
 	STUNAddr string
@@ -90,7 +92,8 @@ type Server struct {
 	banners     atomic.Pointer[[]fileBanner] // of the configuration file; nil without one
 	providers   atomic.Pointer[[]*provider]  // likewise
 	identity    atomic.Pointer[identityRules]
-	checks      *gate // of identities
+	programs    atomic.Pointer[programs] // nil when there are none
+	checks      *gate                    // of identities
 	strangers   rate
 	metrics     metrics
 	handler     http.Handler
@@ -156,9 +159,9 @@ func New(ctx context.Context, config Config) (_ *Server, err error) {
 	s.workspaces = newWorkspaces()
 	if config.ConfigFile != "" {
 		s.file = &configFile{path: config.ConfigFile}
-		if err := s.Reload(ctx); err != nil {
-			return nil, err
-		}
+	}
+	if err := s.Reload(ctx); err != nil {
+		return nil, err
 	}
 	if s.handler, err = s.routes(); err != nil {
 		return nil, err

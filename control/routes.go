@@ -211,8 +211,11 @@ func (s *Server) endpoints() []endpoint {
 		Summary: "A token for the terminals of an agent, good for a minute", Body: wire.SignTerminalToken{}, Answer: wire.SignedTerminalToken{},
 		Errors: []int{400, 404, 413, 500}})
 	on("GET", api+"init-script/{os}/{arch}", anyone(getInitScript), openapi.Operation{
-		Summary: "A script that starts an agent; there is none", Media: openapi.Text, Errors: []int{400, 404}})
-	on("GET", "/bin/{file}", anyone(getBinary), openapi.Operation{Summary: "An agent program; there is none", Errors: []int{404}})
+		Summary: "A script that starts a stock agent; there is none", Media: openapi.Text, Errors: []int{400, 404}})
+	on("GET", "/install.sh", anyone(s.getInstallScript), openapi.Operation{
+		Summary: "A shell script that installs an agent for this server", Media: openapi.Text, Errors: []int{404}})
+	on("GET", "/bin/{file}", anyone(s.getProgram), openapi.Operation{
+		Summary: "An archive with an agent program, SHA256SUMS of them, or their VERSION", Media: archiveMedia, Errors: []int{404, 416, 503}})
 
 	on("GET", wire.PathBerth+"agents", s.forUser(s.getBerthAgents), openapi.Operation{
 		Summary: "Every agent", Answer: []wire.AgentSummary{}, Errors: []int{500}})

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berthd/berth/client"
+	"github.com/berthd/berth/internal/build"
 	"github.com/berthd/berth/speedtest"
 	"github.com/berthd/berth/tailnet"
 	"github.com/berthd/berth/wire"
@@ -422,14 +423,16 @@ func (p *program) versionCommand() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		v := struct {
 			Berth  string `json:"berth"`
+			Commit string `json:"commit"`
+			Date   string `json:"date"`
 			API    string `json:"api"`
 			Go     string `json:"go"`
 			Server string `json:"server,omitempty"`
-		}{version(), wire.CurrentVersion.String(), runtime.Version(), p.serverVersion(cmd.Context())}
+		}{version(), build.Commit(), build.Date(), wire.CurrentVersion.String(), runtime.Version(), p.serverVersion(cmd.Context())}
 		if *output == formatJSON {
 			return printJSON(p.out, v)
 		}
-		fmt.Fprintf(p.out, "berth %s (agent API %s, %s)\n", v.Berth, v.API, v.Go)
+		fmt.Fprintf(p.out, "berth %s (agent API %s)\ncommit %s of %s, %s, %s/%s\n", v.Berth, v.API, v.Commit, v.Date, v.Go, runtime.GOOS, runtime.GOARCH)
 		if v.Server != "" {
 			fmt.Fprintf(p.out, "server %s\n", clean(v.Server))
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 
@@ -23,6 +24,7 @@ import (
 type serveOptions struct {
 	listen, accessURL    string
 	dataDir, config      string
+	programs             string
 	natsURL              string
 	natsReplicas         int
 	stun                 string
@@ -38,7 +40,8 @@ func (p *program) serveCommand() *cobra.Command {
 		Short: "Run a control server",
 		Long: `Run a control server: what agents report to, what clients ask for the way to an agent, and
 the relay both can meet at. State lives in the data directory, or in an external NATS cluster
-that any number of servers share. SIGHUP reads the configuration and the certificate again.`,
+that any number of servers share. SIGHUP reads the configuration, the certificate and the
+agent programs again.`,
 		Example: `  berth serve
   berth serve --listen :443 --access-url https://berth.example.com --tls-cert c.pem --tls-key k.pem
   berth serve --config agents.yaml --listen :8080 --stun :3478
@@ -52,6 +55,7 @@ that any number of servers share. SIGHUP reads the configuration and the certifi
 	f.StringVar(&o.accessURL, "access-url", "", "URL by which agents and clients reach this server (default: the address listened on)")
 	f.StringVar(&o.dataDir, "data-dir", "", "directory for state and the admin key (default $STATE_DIRECTORY or ~/.local/share/berth)")
 	f.StringVar(&o.config, "config", "", "YAML file that declares agents; read again when it changes")
+	f.StringVar(&o.programs, "agent-binaries", "", "directory of agent programs to hand out at /install.sh and /bin/, as the release command makes it (default agents beside this program, if it is there)")
 	f.StringVar(&o.natsURL, "nats-url", "", "external NATS cluster for the state (BERTH_NATS_URL, which hides a password in it)")
 	f.IntVar(&o.natsReplicas, "nats-replicas", 1, "how many servers of the cluster hold each record")
 	f.StringVar(&o.stun, "stun", "", "UDP address to answer STUN on, by which nodes behind NAT find direct paths; \"none\" for none (default that of --listen)")
@@ -90,6 +94,9 @@ func (p *program) serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
+	if o.programs == "" {
+		o.programs = besideProgram()
+	}
 	l, err := net.Listen("tcp", o.listen)
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s: %w; choose another address with --listen", o.listen, err)
@@ -107,7 +114,7 @@ func (p *program) serve(ctx context.Context, o serveOptions) error {
 		return err
 	}
 	config := control.Config{
-		DataDir: dir, NATSURL: o.natsURL, NATSReplicas: o.natsReplicas, AccessURL: access, ConfigFile: o.config,
+		DataDir: dir, NATSURL: o.natsURL, NATSReplicas: o.natsReplicas, AccessURL: access, ConfigFile: o.config, AgentPrograms: o.programs,
 		STUNAddr: stunAddr(o.stun, l.Addr(), log), RelayOnly: o.relayOnly, ForceWebSocket: o.forceWS, Version: version(), Log: log,
 	}
 	config.Logs.Total = o.logLimit
@@ -152,6 +159,19 @@ func dataDir(given string) (string, error) {
 		given = filepath.Join(base, "berth")
 	}
 	return filepath.Abs(given)
+}
+
+// besideProgram returns the directory of agent programs that lies beside this program, or "" if there is none.
+func besideProgram() string {
+	self, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	dir := filepath.Join(filepath.Dir(self), "agents")
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return ""
+	}
+	return dir
 }
 
 // accessURL returns the URL given, or the one that leads to the listener from this machine.
@@ -205,6 +225,9 @@ func (p *program) greet(access *url.URL, keyFile string, o serveOptions) {
 		next = fmt.Sprintf("berth --url %s --token-file %s agent create NAME", access, shellQuote(keyFile))
 	}
 	fmt.Fprintf(p.errOut, "next: %s\n", next)
+	if o.programs != "" {
+		fmt.Fprintf(p.errOut, "and on its machine, with the token in BERTH_TOKEN: curl -fsSL %s/install.sh | sh\n", strings.TrimSuffix(access.String(), "/"))
+	}
 	if o.accessURL == "" {
 		fmt.Fprintf(p.errOut, "only this machine knows the way here; name the public one with --access-url\n")
 	}

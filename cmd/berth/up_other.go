@@ -3,15 +3,31 @@
 package main
 
 import (
-	"os/exec"
-	"syscall"
-	"time"
+	"errors"
+	"os"
+
+	"github.com/spf13/cobra"
 )
 
-// childAttributes keep Ctrl-C on the terminal from the agent, which is stopped in its turn.
-func childAttributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+// childVerb has no meaning here: there is no berthd for other systems.
+const childVerb = "berthd"
 
-func startTied(cmd *exec.Cmd) error { return cmd.Start() }
+func arguments(argv []string) []string { return argv[1:] }
 
-// sweep has nothing to find: only Linux tells a process of what its children leave behind.
-func sweep(time.Duration) {}
+func runChild(_ []string, _, errOut *os.File) int {
+	return finish(errNoAgent, errOut)
+}
+
+var errNoAgent = errors.New("cannot run an agent: berthd is for Linux only (docs/platforms.md)")
+
+// upCommand says why there is no trying it here.
+func (p *program) upCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "up",
+		Short:             "Run everything on this machine, to try it (Linux only)",
+		Example:           "  berth up",
+		Args:              cobra.ArbitraryArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(*cobra.Command, []string) error { return errNoAgent },
+	}
+}

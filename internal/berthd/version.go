@@ -3,8 +3,8 @@ package berthd
 import (
 	"fmt"
 	"runtime"
-	"runtime/debug"
 
+	"github.com/berthd/berth/internal/build"
 	"github.com/berthd/berth/wire"
 )
 
@@ -16,13 +16,5 @@ var version = "v0.1.0-devel"
 // Coder in the first line, to tell a binary from a login page that was saved as one.
 func (p process) version() {
 	fmt.Fprintf(p.stdout, "berthd %s (Coder agent API v%s)\n", version, wire.CurrentVersion)
-	revision := "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				revision = s.Value
-			}
-		}
-	}
-	fmt.Fprintf(p.stdout, "commit %s, %s, %s/%s\n", revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	fmt.Fprintf(p.stdout, "commit %s of %s, %s, %s/%s\n", build.Commit(), build.Date(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
