@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -40,6 +41,8 @@ const packagedProgram = "/usr/bin/berthd"
 // Install plans how the service becomes what the request says.
 func (s *Service) Install(ctx context.Context, r Request) (*Plan, error) {
 	i := installation{Service: s, request: r}
+	i.request.Settings = Settings{} // the caller's stay as they are
+	maps.Copy(i.request.Settings, r.Settings)
 	i.planDirectory(s.config, 0o755)
 	for _, step := range []func(context.Context) error{i.planUser, i.planPrograms, i.planToken, i.planSettings, i.planUnit} {
 		if err := step(ctx); err != nil {
