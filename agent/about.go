@@ -16,6 +16,16 @@ type About struct {
 	Reachable bool `json:"reachable"`
 	// Commands is how many SSH sessions without a terminal there are, file transfers among them: a restart ends those.
 	Commands int64 `json:"commands"`
+	// Linked tells that the control server is there, Path how peers come: "direct", "relayed", or "" before the mesh.
+	Linked bool   `json:"linked"`
+	Path   string `json:"path,omitempty"`
+	// Backlog is how much waits to be delivered, in bytes.
+	Backlog int64 `json:"backlog"`
+	// Trouble is what holds it back, Last how the berthd before it ended, and Kills how many processes of the workspace
+	// the OOM killer ended since.
+	Trouble *Trouble `json:"trouble,omitempty"`
+	Last    *Ending  `json:"last,omitempty"`
+	Kills   int64    `json:"oom_kills,omitempty"`
 }
 
 func (a *agent) about() About {
@@ -23,6 +33,8 @@ func (a *agent) about() About {
 	return About{
 		Version: a.cfg.Version, PID: os.Getpid(), Server: a.cfg.Server.URL.String(),
 		Reachable: a.online.Load() && serving, Commands: a.ssh.Counts().Commands,
+		Linked: a.online.Load(), Path: a.path(), Backlog: a.reporter.Backlog(),
+		Trouble: a.cfg.Life.trouble(), Last: a.cfg.Life.Last(), Kills: a.cfg.Life.Kills(),
 	}
 }
 

@@ -51,15 +51,22 @@ const (
 // Run runs an agent until ctx is done and everything is wound up, and returns nil then. It returns
 // an error wrapping [ErrRefused] if the configuration asks for that, and others only if the agent
 // cannot run on this machine. Cancelling ctx with the cause [ErrRestart] keeps the terminals.
-func Run(ctx context.Context, cfg Config) error {
+func Run(ctx context.Context, cfg Config) (err error) {
 	if err := cfg.check(); err != nil {
 		return err
 	}
 	cfg = cfg.withDefaults()
+	cfg.Life.tellLast(cfg.Log)
 	event := func(e Event) {
 		e.Time = time.Now()
+		cfg.Life.tell(e)
 		cfg.Event(e)
 	}
+	unhook := context.AfterFunc(ctx, cfg.Life.stopping)
+	defer func() {
+		unhook()
+		cfg.Life.end(parting(context.Cause(ctx), err))
+	}()
 	defer event(Event{Step: StepStopped})
 	var owners claims
 	for {
@@ -296,6 +303,7 @@ func (a *agent) stages() []stage {
 	return []stage{
 		{name: "reporter", run: a.runReporter, budget: reporterBudget},
 		{name: "heartbeat", run: a.runHeartbeat, budget: time.Second},
+		{name: "memory", run: a.watchMemory, budget: time.Second},
 		{name: "link", run: a.link.run, budget: linkBudget},
 		{name: "owner", run: a.runReinit, budget: linkBudget},
 		{name: "last reports", run: a.runFlush, budget: flushBudget + time.Second},

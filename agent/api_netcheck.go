@@ -58,6 +58,15 @@ func (a *api) netcheck(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, report)
 }
 
+// InterfaceNotes says which network interfaces are too narrow for direct paths.
+func InterfaceNotes() []string {
+	report, err := reportInterfaces()
+	if err != nil {
+		return nil
+	}
+	return report.Notes
+}
+
 func reportInterfaces() (interfacesReport, error) {
 	report := interfacesReport{healthReport: healthReport{Severity: "ok"}, Interfaces: []networkInterface{}}
 	list, err := net.Interfaces()

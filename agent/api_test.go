@@ -354,7 +354,7 @@ func TestAskAbout(t *testing.T) {
 		t.Errorf("nobody is there: %v", err)
 	}
 	serveLocal(t, socket)
-	if about, err := AskAbout(t.Context(), socket); err != nil || about != testAbout {
+	if about, err := AskAbout(t.Context(), socket); err != nil || !cmp.Equal(about, testAbout) {
 		t.Errorf("%+v, %v", about, err)
 	}
 }

@@ -23,6 +23,8 @@ type Config struct {
 
 	// State is held by the caller, and closed by it after Run has returned. It is lent to User.
 	State *State
+	// Life was begun with it; nil lets Run begin it.
+	Life *Life
 	// User is whom the workspace belongs to, and all in it runs as; nil is the user that this process
 	// runs as.
 	User *account.User
@@ -162,6 +164,9 @@ func (c Config) check() error {
 func (c Config) withDefaults() Config {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Life == nil {
+		c.Life = BeginLife(c.State)
 	}
 	if c.Tail == nil {
 		c.Tail = &LogTail{}

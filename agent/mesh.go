@@ -120,12 +120,8 @@ func (a *agent) announceJoin(ctx context.Context, node *tailnet.Node) {
 		if home.IsZero() && node.Home() != 0 {
 			home = time.Now()
 		}
-		direct := len(self.GetEndpoints()) > 0 && !a.relayOnly(a.manifest.Load())
-		if !home.IsZero() && (direct || time.Since(home) > endpointGrace) {
-			path := "relayed"
-			if direct {
-				path = "direct"
-			}
+		path := a.pathFor(self)
+		if !home.IsZero() && (path == pathDirect || time.Since(home) > endpointGrace) {
 			a.joined.Store(true)
 			a.log.Info("joined the mesh", "path", path, "home_region", node.Home())
 			a.emit(Event{Step: StepTailnet, Path: path})
@@ -137,6 +133,28 @@ func (a *agent) announceJoin(ctx context.Context, node *tailnet.Node) {
 		case <-tick.C:
 		}
 	}
+}
+
+// How peers come to a node.
+const (
+	pathDirect  = "direct"
+	pathRelayed = "relayed"
+)
+
+// pathFor tells whether peers could reach a node directly that they are told this of.
+func (a *agent) pathFor(self *tailnetpb.Node) string {
+	if len(self.GetEndpoints()) > 0 && !a.relayOnly(a.manifest.Load()) {
+		return pathDirect
+	}
+	return pathRelayed
+}
+
+// path is pathFor the node as it is; "" before it has joined the mesh.
+func (a *agent) path() string {
+	if !a.joined.Load() {
+		return ""
+	}
+	return a.pathFor(a.self())
 }
 
 // self is what peers are told of the node; nil before there is one, and after.

@@ -60,6 +60,7 @@ func (d duties) run(ctx context.Context) error {
 	if startupErr != nil {
 		g.Go(func() error { return a.insistOnStartup(ctx, up.Agent) })
 	}
+	g.Go(func() error { return a.followNotes(ctx, up.Agent) })
 	g.Go(func() error { a.reporter.Deliver(ctx, up.Agent, up.Version); return ended(ctx) })
 	g.Go(func() error { return a.coordinate(ctx, up.Tailnet) })
 	g.Go(func() error { return a.followRelayMaps(ctx, up.Tailnet) })
@@ -158,7 +159,7 @@ func (a *agent) setRelayMap(node *tailnet.Node, m *tailnetpb.DERPMap) {
 func (a *agent) reportStartup(ctx context.Context, api agentpb.DRPCAgentClient) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	startup := &agentpb.Startup{Version: a.cfg.Version, ExpandedDirectory: wire.Text(a.shell.Directory()), Subsystems: a.subsystems()}
+	startup := &agentpb.Startup{Version: a.cfg.Version, ExpandedDirectory: wire.Text(a.shell.Directory()), Subsystems: a.subsystems(), BerthNotes: a.cfg.Life.Notes()}
 	_, err := api.UpdateStartup(ctx, &agentpb.UpdateStartupRequest{Startup: startup})
 	return err
 }
@@ -167,6 +168,18 @@ func (a *agent) reportStartup(ctx context.Context, api agentpb.DRPCAgentClient) 
 func (a *agent) insistOnStartup(ctx context.Context, api agentpb.DRPCAgentClient) error {
 	a.insist(ctx, "report the startup", func(ctx context.Context) error { return a.reportStartup(ctx, api) })
 	return ended(ctx)
+}
+
+// followNotes tells the server when there is more to know of this berthd.
+func (a *agent) followNotes(ctx context.Context, api agentpb.DRPCAgentClient) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.cfg.Life.noted:
+			a.insist(ctx, "tell what became of this workspace", func(ctx context.Context) error { return a.reportStartup(ctx, api) })
+		}
+	}
 }
 
 // insist makes a call until it succeeds, with pauses in between. It returns false if the server lacks

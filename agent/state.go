@@ -80,6 +80,15 @@ func (s *State) replace(name string, data []byte) error {
 	return os.Rename(next, s.Path(name))
 }
 
+// OwnDir is the part of a state directory that belongs to a user, which is all of it for nil. Another user finds no traces
+// of this one there.
+func OwnDir(dir string, user *account.User) string {
+	if user == nil {
+		return dir
+	}
+	return filepath.Join(dir, fmt.Sprintf("user-%d", user.UID))
+}
+
 // Lend makes a directory in the state directory that belongs to the workspace's user, where that is
 // another than ours, and lets everybody pass through to it. What lies beside it is for our eyes only, as
 // before. A nil user is ours, whose part is all of it.
@@ -87,7 +96,7 @@ func (s *State) Lend(user *account.User) error {
 	if user == nil {
 		return nil
 	}
-	own := s.Path(fmt.Sprintf("user-%d", user.UID)) // another user finds no traces of this one
+	own := OwnDir(s.dir, user)
 	if err := os.Mkdir(own, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("cannot make a directory for %s: %w", user, err)
 	}

@@ -134,6 +134,37 @@ func (c *Client) BuildInfo(ctx context.Context) (wire.BuildInfo, error) {
 	return info, err
 }
 
+// RelayMap asks for the server's relay map over a WebSocket, which needs no token: it tells whether one comes through.
+func (c *Client) RelayMap(ctx context.Context) (*wire.DERPMap, error) {
+	conn, err := c.dial(ctx, wire.PathAPI+"derp-map", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.CloseNow()
+	conn.SetReadLimit(wire.MaxJSONBody)
+	_, body, err := conn.Read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the relay map: %w", err)
+	}
+	var m wire.DERPMap
+	if err := json.Unmarshal(body, &m); err != nil {
+		return nil, fmt.Errorf("cannot read the relay map: %w", err)
+	}
+	return &m, nil
+}
+
+// CheckToken tells whether the server takes the token of an agent. It asks for a link of a version that no server speaks,
+// so that none is made: servers look at the token first.
+func (c *Client) CheckToken(ctx context.Context) error {
+	err := c.call(ctx, http.MethodGet, wire.PathMe+"rpc", url.Values{"version": {"0.0"}}, nil, http.StatusOK, nil)
+	if answer, ok := errors.AsType[*wire.Error](err); ok && answer.StatusCode == http.StatusBadRequest {
+		if _, ok := answer.Validation("version"); ok {
+			return nil
+		}
+	}
+	return err
+}
+
 // Agents lists every agent of the server.
 func (c *Client) Agents(ctx context.Context) ([]wire.AgentSummary, error) {
 	var agents []wire.AgentSummary

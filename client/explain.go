@@ -26,8 +26,10 @@ const (
 	KindAddress Kind = "address"
 	// KindUnreachable: nothing answers; it may come back.
 	KindUnreachable Kind = "unreachable"
-	// KindTrust: the server's certificate is not trusted, or a clock is off.
+	// KindTrust: the server's certificate is not trusted.
 	KindTrust Kind = "trust"
+	// KindClock: this machine's clock is so far off that nothing can be checked by it.
+	KindClock Kind = "clock"
 	// KindRefused: the token is not good (401) or not enough (403).
 	KindRefused Kind = "refused"
 	// KindUnknown: the server does not know the instance or agent (404); it may learn of it.
@@ -140,14 +142,24 @@ func explainAnswer(e *wire.Error) *Problem {
 	return p
 }
 
-// mindClocks tells of clocks that differ by more than what is signed may be off.
-func (p *Problem) mindClocks(offset time.Duration) {
+// ExplainClock says what it means that the server's clock is ahead of this machine's by so much. It returns nil while
+// that is less than what is signed may be off.
+func ExplainClock(offset time.Duration) *Problem {
 	const signed = 2 * time.Minute
 	if offset.Abs() < signed {
-		return
+		return nil
 	}
-	p.Cause += fmt.Sprintf(", and the server's clock differs from this machine's by %v", offset.Abs())
-	p.Fix = "set the clocks, by NTP for example; then " + p.Fix
+	return &Problem{Kind: KindClock,
+		Cause: fmt.Sprintf("the server's clock differs from this machine's by %v", offset.Abs()),
+		Fix:   "set the clocks, by NTP for example"}
+}
+
+// mindClocks tells of clocks that differ, which may be why a proof was refused.
+func (p *Problem) mindClocks(offset time.Duration) {
+	if clock := ExplainClock(offset); clock != nil {
+		p.Cause += ", and " + clock.Cause
+		p.Fix = clock.Fix + "; then " + p.Fix
+	}
 }
 
 func explainUnexpected(e *wire.UnexpectedResponse) *Problem {
@@ -230,7 +242,7 @@ func refusedOurs(err error) bool {
 // so one that is not valid yet means that this machine's clock is behind.
 func explainExpired(cert *x509.Certificate, now time.Time) *Problem {
 	if cert != nil && now.Before(cert.NotBefore) {
-		return &Problem{Kind: KindTrust,
+		return &Problem{Kind: KindClock,
 			Cause: fmt.Sprintf("this machine's clock says %s, before the server's certificate was made (%s)",
 				now.UTC().Format(time.DateOnly), cert.NotBefore.UTC().Format(time.DateOnly)),
 			Fix: "set the clock, for example with timedatectl set-ntp true"}

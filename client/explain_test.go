@@ -169,12 +169,13 @@ func TestExplainClock(t *testing.T) {
 	cert := &x509.Certificate{NotBefore: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)}
 	for _, tt := range []struct {
 		now  time.Time
+		kind Kind
 		want string
 	}{
-		{time.Unix(0, 0), "clock says 1970-01-01"},
-		{time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC), "expired on 2026-12-01"},
+		{time.Unix(0, 0), KindClock, "clock says 1970-01-01"},
+		{time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC), KindTrust, "expired on 2026-12-01"},
 	} {
-		if p := explainExpired(cert, tt.now); !strings.Contains(p.Error(), tt.want) || p.Kind != KindTrust {
+		if p := explainExpired(cert, tt.now); !strings.Contains(p.Error(), tt.want) || p.Kind != tt.kind {
 			t.Errorf("%v: %s", tt.now, p)
 		}
 	}

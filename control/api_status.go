@@ -26,6 +26,11 @@ func (s *Server) statusReport(ctx context.Context, a store.Agent) (report wire.S
 	if report.Agent, err = s.viewAgent(ctx, a); err != nil {
 		return report, err
 	}
+	st, err := s.store.State(ctx, a.ID)
+	if err != nil {
+		return report, err
+	}
+	report.Notes = st.Notes
 	// Latencies that an agent has spoiled shall not hide the rest.
 	if report.Latency, err = s.latency(s.coordinator.Node(a.ID)); err != nil {
 		s.log.Debug("a status leaves the latencies out", "agent", a.ID, "err", err)

@@ -648,3 +648,14 @@ func TestStreamDERPMaps(t *testing.T) {
 		t.Errorf("%v %s %v", kind, text, err)
 	}
 }
+
+// TestNotesOfAnAgent: what berthd says of itself is kept, in bounds, and shown.
+func TestNotesOfAnAgent(t *testing.T) {
+	long := strings.Repeat("x", 2*maxText)
+	if got := shortNotes(append([]string{"a\x1b[m\nb", long}, make([]string, 20)...)); len(got) != maxNotes || got[0] != "a [m b" || len(got[1]) != maxText {
+		t.Errorf("%.40q", got)
+	}
+	if got := shortNotes(nil); got != nil {
+		t.Errorf("%q", got)
+	}
+}

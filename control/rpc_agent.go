@@ -109,12 +109,24 @@ func (a *agentService) UpdateStartup(ctx context.Context, req *agentpb.UpdateSta
 		known[name] = true
 	}
 	names := slices.Sorted(maps.Keys(known))
+	notes := shortNotes(startup.GetBerthNotes())
 	err := a.store.UpdateState(ctx, a.id, func(st *store.State) error {
 		st.Version, st.ExpandedDirectory, st.Subsystems = startup.GetVersion(), startup.GetExpandedDirectory(), names
-		st.APIVersion = a.version.String()
+		st.APIVersion, st.Notes = a.version.String(), notes
 		return nil
 	})
 	return startup, err
+}
+
+// maxNotes bounds what an agent may tell of itself; each note is cut at maxText.
+const maxNotes = 8
+
+// shortNotes are the first of an agent's notes, each one short line.
+func shortNotes(notes []string) (list []string) {
+	for _, note := range notes[:min(len(notes), maxNotes)] {
+		list = append(list, wire.Line(note[:min(len(note), maxText)]))
+	}
+	return list
 }
 
 var lifecycles = map[agentpb.Lifecycle_State]string{

@@ -79,6 +79,14 @@ func (a *auto) Token(ctx context.Context) (wire.Secret, error) {
 	return source.Token(ctx)
 }
 
+func (a *auto) check(ctx context.Context) error {
+	source, err := a.source(ctx)
+	if err != nil {
+		return err
+	}
+	return Check(ctx, source)
+}
+
 func (a *auto) source(ctx context.Context) (Source, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

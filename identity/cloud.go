@@ -102,6 +102,12 @@ func (s *cloudSource) Token(ctx context.Context) (wire.Secret, error) {
 	return token, nil
 }
 
+// check fetches a proof for no server.
+func (s *cloudSource) check(ctx context.Context) error {
+	_, err := s.fetch(ctx, wire.IdentityChallenge{})
+	return err
+}
+
 // fetchTimeout bounds all requests of a proof together, each of which takes three seconds at most.
 const fetchTimeout = 8 * time.Second
 

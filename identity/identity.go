@@ -29,6 +29,16 @@ type Source interface {
 	String() string
 }
 
+// Check reads what a source takes from this machine and its cloud, and asks the control server nothing. Its error is as
+// that of [Source.Token].
+func Check(ctx context.Context, s Source) error {
+	if c, ok := s.(interface{ check(context.Context) error }); ok {
+		return c.check(ctx)
+	}
+	_, err := s.Token(ctx)
+	return err
+}
+
 // Failure is what keeps a machine from proving itself, apart from the control server.
 type Failure struct {
 	// Cause says what is wrong, Fix what to do about it. Both are free of secrets.

@@ -254,7 +254,7 @@ func (n *Node) measure(regions map[int]*region) (map[int]measurement, error) {
 	)
 	for id, reg := range regions {
 		wg.Go(func() {
-			m, err := n.measureRegion(ctx, reg)
+			m, err := n.cfg.measureRegion(ctx, reg)
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -271,18 +271,18 @@ func (n *Node) measure(regions map[int]*region) (map[int]measurement, error) {
 
 // measureRegion takes the first relay of a region that answers. Only the time
 // from question to answer counts, not that of the connection.
-func (n *Node) measureRegion(ctx context.Context, reg *region) (measurement, error) {
+func (c *Config) measureRegion(ctx context.Context, reg *region) (measurement, error) {
 	var err error
 	for _, node := range reg.nodes {
 		var m measurement
-		if m, err = n.measureNode(ctx, node); err == nil {
+		if m, err = c.measureNode(ctx, node); err == nil {
 			return m, nil
 		}
 	}
 	return measurement{}, err
 }
 
-func (n *Node) measureNode(ctx context.Context, node relayNode) (measurement, error) {
+func (c *Config) measureNode(ctx context.Context, node relayNode) (measurement, error) {
 	var m measurement
 	// The transport writes and reads in goroutines of its own.
 	var asked, answered atomic.Int64
@@ -297,8 +297,8 @@ func (n *Node) measureNode(ctx context.Context, node relayNode) (measurement, er
 		WroteRequest:         func(httptrace.WroteRequestInfo) { asked.Store(int64(time.Since(start))) },
 		GotFirstResponseByte: func() { answered.Store(int64(time.Since(start))) },
 	})
-	req := (&http.Request{Method: http.MethodGet, URL: node.url(wire.PathLatencyCheck), Header: n.cfg.header()}).WithContext(ctx)
-	resp, err := n.cfg.transport(node).RoundTrip(req)
+	req := (&http.Request{Method: http.MethodGet, URL: node.url(wire.PathLatencyCheck), Header: c.header()}).WithContext(ctx)
+	resp, err := c.transport(node).RoundTrip(req)
 	if err != nil {
 		return m, fmt.Errorf("cannot measure the relay at %s: %w", req.URL.Host, err)
 	}

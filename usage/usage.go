@@ -1,7 +1,8 @@
 // Package usage tells how much memory, disk and processor time a workspace uses, and how much it has.
 //
 // [Memory] and [CPU] count against the limit of the container that this process is in, if there is one, and
-// against the machine's otherwise; [Volume] tells about one mounted file system.
+// against the machine's otherwise; [Volume] tells about one mounted file system. [OOMKills] counts whom the kernel's
+// OOM killer ended for want of memory.
 package usage
 
 import (
@@ -70,12 +71,12 @@ func (m machine) hostMemory() (Amount, error) {
 }
 
 // hierarchy is where one version of control groups keeps its figures.
-type hierarchy struct{ mount, limit, current, cache string }
+type hierarchy struct{ mount, limit, current, cache, events string }
 
-var unified = hierarchy{"sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"}
+var unified = hierarchy{"sys/fs/cgroup", "memory.max", "memory.current", "inactive_file", "memory.events"}
 
 func legacy(controller string) hierarchy {
-	return hierarchy{"sys/fs/cgroup/" + controller, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"}
+	return hierarchy{"sys/fs/cgroup/" + controller, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "memory.oom_control"}
 }
 
 // limitedMemory returns what counts against the tightest limit of the control groups around this

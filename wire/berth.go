@@ -56,6 +56,9 @@ type StatusReport struct {
 	Traffic *Traffic `json:"traffic,omitempty"`
 	// Sessions are the newest that people had, the newest first.
 	Sessions []Session `json:"sessions"`
+	// Notes are what the agent's berthd says of itself, a sentence each: how the last one ended if that was not in
+	// order, whom the OOM killer ended.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Usage is what a workspace used of memory and disk at a time, in bytes.

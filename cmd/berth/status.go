@@ -141,6 +141,9 @@ func troubles(r wire.StatusReport) (all []string) {
 	if !r.Health.Healthy {
 		say("%s", r.Health.Reason)
 	}
+	for _, note := range r.Notes {
+		say("%s", note)
+	}
 	if r.LogsOverflowed {
 		say("the server keeps no more logs of this agent: its log is full")
 	}

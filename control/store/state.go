@@ -30,6 +30,7 @@ type State struct {
 	Version           string   `json:"version,omitempty"`
 	ExpandedDirectory string   `json:"expanded_directory,omitempty"`
 	Subsystems        []string `json:"subsystems,omitempty"`
+	Notes             []string `json:"notes,omitempty"`
 
 	Lifecycle          string     `json:"lifecycle,omitempty"`
 	LifecycleChangedAt *time.Time `json:"lifecycle_changed_at,omitempty"`

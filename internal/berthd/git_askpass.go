@@ -140,7 +140,7 @@ func parsePrompt(prompt string) (*url.URL, error) {
 // checkPage refuses what is no link to a web page, as it is shown in a terminal and clicked on.
 func checkPage(page string) error {
 	u, err := url.Parse(page)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || oneLine(page) != page {
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || wire.Line(page) != page {
 		return errors.New("the control server named a page for the login that is no web address")
 	}
 	return nil

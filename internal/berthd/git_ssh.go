@@ -68,7 +68,7 @@ func (p process) gitSSH(ctx context.Context) error {
 	}
 	err = p.ssh(append(with, args...))
 	if errors.Is(err, sshFailed) {
-		fmt.Fprintf(p.stderr, "berthd: if the other side refused the key, add this workspace's public key to your account there:\n\n  %s\n\n", oneLine(key.PublicKey))
+		fmt.Fprintf(p.stderr, "berthd: if the other side refused the key, add this workspace's public key to your account there:\n\n  %s\n\n", wire.Line(key.PublicKey))
 	}
 	return err
 }
@@ -168,14 +168,4 @@ func tempKey(dir string, pem []byte) (path string, release func(), err error) {
 		return "", nil, fmt.Errorf("cannot hold the key: %w", err)
 	}
 	return f.Name(), release, nil
-}
-
-// oneLine makes what a server said fit to be shown in a terminal.
-func oneLine(s string) string {
-	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, s))
 }

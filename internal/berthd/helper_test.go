@@ -355,7 +355,7 @@ func FuzzPrompt(f *testing.F) {
 }
 
 func TestWhatIsShownIsHarmless(t *testing.T) {
-	if got := oneLine("ssh-ed25519 AAAA\x1b]0;x\x07\n\u009bm me\n"); got != "ssh-ed25519 AAAA ]0;x   m me" {
+	if got := wire.Line("ssh-ed25519 AAAA\x1b]0;x\x07\n\u009bm me\n"); got != "ssh-ed25519 AAAA ]0;x   m me" {
 		t.Errorf("%q", got)
 	}
 	for page, ok := range map[string]bool{"https://x/y": true, "http://x": true, "ftp://x": false, "https://x/\x1b[m": false, "": false} {

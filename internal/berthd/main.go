@@ -52,6 +52,7 @@ const usageText = `berthd is the workspace agent of berth.
   berthd git-askpass        answer git's questions with a login that the server keeps
   berthd external-auth      print such a login
   berthd upgrade            put the berthd that the server hosts into the place of this one
+  berthd doctor             find out what is wrong here, and how to mend it
   berthd stat               how much of the processor, memory and disk is used
   berthd version            say which berthd this is
   berthd VERB --help        show the flags of a verb, with their variables
@@ -121,6 +122,8 @@ func Main(ctx context.Context, args, env []string, stdin io.Reader, stdout, stde
 		err = p.gitAskpass(ctx)
 	case verb == "external-auth":
 		err = p.externalAuth(ctx)
+	case verb == "doctor":
+		err = p.doctor(ctx)
 	case verb == "stat":
 		err = p.stat(ctx)
 	case verb == "mcp":

@@ -73,10 +73,12 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	ctx, release := withSignals(ctx, s.stock, log)
 	defer release()
 	var follow *follower
+	var exam *examination
 	cfg, exchange, err := s.agentConfig(ctx, log, p.endsContainer(), func(e agent.Event) {
 		steps.tell(e)
 		follow.tell(e)
 		systemd.tell(e)
+		exam.hear(e)
 		if e.Step == agent.StepTailnet && p.env["GOGC"] == "" {
 			debug.SetGCPercent(garbagePercent)
 		}
@@ -126,10 +128,15 @@ func (p process) run(ctx context.Context, whole []string, stock bool) error {
 	defer context.AfterFunc(ctx, func() {
 		systemd.stopping(context.Cause(ctx), s.services.shutdownTimeout)
 	})()
+	cfg.Life = agent.BeginLife(state)
+	keepCrash(cfg.Life, log)
 	log.Info("berthd starts", "version", version, "server", cfg.Server.URL, "identity", cfg.Identity, "state", s.dirs.state)
 	if user != nil {
 		log.Info("the workspace belongs to another user", "user", user)
 	}
+	exam = newExamination(s.patient(cfg), log, systemd.tell)
+	examining := exam.start(ctx)
+	defer examining()
 	if err := agent.Run(ctx, cfg); err != nil {
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			return stateError{fmt.Errorf("%w: make room there, or choose another --state-dir", err)}
@@ -164,6 +171,17 @@ func (s *settings) openState(log *slog.Logger) (*agent.State, error) {
 		"state", dir, "error", err, "fix", "set BERTH_STATE_DIR to a directory that is writable and only this agent's")
 	s.dirs.state = dir
 	return agent.OpenState(dir)
+}
+
+// keepCrash has the runtime write what it says of a crash into a file too, for the next berthd to tell.
+func keepCrash(life *agent.Life, log *slog.Logger) {
+	f, err := life.CrashOutput()
+	if err == nil {
+		err = errors.Join(debug.SetCrashOutput(f, debug.CrashOptions{}), f.Close())
+	}
+	if err != nil {
+		log.Debug("the next berthd will not know of a crash", "error", err)
+	}
 }
 
 // agentConfig turns settings into what the agent takes, checked. The exchanger that its identity uses

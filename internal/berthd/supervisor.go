@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/berthd/berth/agent"
+	"github.com/berthd/berth/wire"
 )
 
 // What systemd says in the environment.
@@ -74,7 +75,7 @@ func (s *supervisor) tell(e agent.Event) {
 		return
 	}
 	status, ready := s.status(e)
-	state := "STATUS=" + strings.ToValidUTF8(oneLine(status[:min(len(status), maxStatus)]), "") // a new line would begin another assignment
+	state := "STATUS=" + wire.Line(status[:min(len(status), maxStatus)]) // a new line would begin another assignment
 	if ready {
 		state = "READY=1\n" + state
 	}

@@ -1665,7 +1665,10 @@ type Startup struct {
 	// absolute directory or empty
 	ExpandedDirectory string `protobuf:"bytes,2,opt,name=expanded_directory,json=expandedDirectory,proto3" json:"expanded_directory,omitempty"`
 	// list, may be empty
-	Subsystems    []Startup_Subsystem `protobuf:"varint,3,rep,packed,name=subsystems,proto3,enum=coder.agent.v2.Startup_Subsystem" json:"subsystems,omitempty"`
+	Subsystems []Startup_Subsystem `protobuf:"varint,3,rep,packed,name=subsystems,proto3,enum=coder.agent.v2.Startup_Subsystem" json:"subsystems,omitempty"`
+	// berth: what a person should know of this workspace's berthd, a sentence each: how the last one ended if that
+	// was not in order, whom the OOM killer ended
+	BerthNotes    []string `protobuf:"bytes,1001,rep,name=berth_notes,json=berthNotes,proto3" json:"berth_notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1717,6 +1720,13 @@ func (x *Startup) GetExpandedDirectory() string {
 func (x *Startup) GetSubsystems() []Startup_Subsystem {
 	if x != nil {
 		return x.Subsystems
+	}
+	return nil
+}
+
+func (x *Startup) GetBerthNotes() []string {
+	if x != nil {
+		return x.BerthNotes
 	}
 	return nil
 }
@@ -5604,13 +5614,15 @@ const file_wire_agentpb_agent_proto_rawDesc = "" +
 	"\tfile_path\x18\x02 \x01(\tR\bfilePath\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\fR\x05value\"I\n" +
 	"\x14UpdateStartupRequest\x121\n" +
-	"\astartup\x18\x01 \x01(\v2\x17.coder.agent.v2.StartupR\astartup\"\xe8\x01\n" +
+	"\astartup\x18\x01 \x01(\v2\x17.coder.agent.v2.StartupR\astartup\"\x8a\x02\n" +
 	"\aStartup\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12-\n" +
 	"\x12expanded_directory\x18\x02 \x01(\tR\x11expandedDirectory\x12A\n" +
 	"\n" +
 	"subsystems\x18\x03 \x03(\x0e2!.coder.agent.v2.Startup.SubsystemR\n" +
-	"subsystems\"Q\n" +
+	"subsystems\x12 \n" +
+	"\vberth_notes\x18\xe9\a \x03(\tR\n" +
+	"berthNotes\"Q\n" +
 	"\tSubsystem\x12\x19\n" +
 	"\x15SUBSYSTEM_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
