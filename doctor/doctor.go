@@ -40,7 +40,7 @@ type Check struct {
 	Detail string `json:"detail,omitempty"`
 }
 
-// Report is all that was found, in the order of [names].
+// Report is all that was found, in the order in which it is to be read.
 type Report struct {
 	Checks []Check `json:"checks"`
 }

@@ -23,7 +23,10 @@ func remote(cfg Config) []probe {
 	if cfg.Server.URL == nil {
 		return nil
 	}
-	n := &network{Config: cfg, visited: make(chan struct{}), mapped: make(chan struct{})}
+	return (&network{Config: cfg, visited: make(chan struct{}), mapped: make(chan struct{})}).probes()
+}
+
+func (n *network) probes() []probe {
 	return []probe{
 		one("dns", n.dns),
 		{[]string{"proxy", "server", "ca", "clock"}, n.visit},

@@ -23,5 +23,12 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if host := os.Getenv(envClinic); host != "" {
+		if err := serveClinic(host); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	testhome.Main(m)
 }
