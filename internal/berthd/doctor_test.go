@@ -303,13 +303,10 @@ func TestDoctorBesideRun(t *testing.T) {
 	c := newClinic()
 	url := "BERTH_URL=" + c.serve(t)
 	d := start(t, []string{url})
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if note, _ := os.ReadFile(filepath.Join(d.state, "s", "life.json")); strings.Contains(string(note), `"trouble"`) {
-			break
-		} else if time.Now().After(deadline) {
-			t.Fatalf("no trouble is noted: %s", note)
-		}
-	}
+	eventually(t, "the trouble is noted", func() bool {
+		note, _ := os.ReadFile(filepath.Join(d.state, "s", "life.json"))
+		return strings.Contains(string(note), `"trouble"`)
+	})
 	d.stop(syscall.SIGKILL)
 	state := "BERTH_STATE_DIR=" + filepath.Join(d.state, "s")
 	examine(t, exec.Command(os.Args[0]), url, state).finds(t, "last-end", doctor.Warn, "was killed (SIGKILL) from outside", "had not reached its server since")
