@@ -4,8 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,7 +46,9 @@ func (m *machine) pack(version, programs string) (dir, archive, sum string) {
 
 // TestUpgrade: berthd is upgraded while people work, and goes back where the new one is no good.
 func TestUpgrade(t *testing.T) {
-	r := newRoad(t, "agents:\n  - name: box\n")
+	m := newMachine(t)
+	hosted, _, _ := m.pack("v9.9.1", m.release("v9.9.1"))
+	r := newRoadOn(m, "agents:\n  - name: box\n", "--agent-binaries", hosted)
 	installed := r.install("berthd", "berthd-ptyhost")
 	program := filepath.Join(installed, "berthd")
 	r.runFrom(installed)
@@ -62,13 +62,8 @@ func TestUpgrade(t *testing.T) {
 	work.see("work", "bash --norc", "n=$((6*7)); echo kept=$n\n", func(seen string) bool { return strings.Contains(seen, "kept=42") })
 	first := strings.Fields(r.must(program, "version"))[1]
 
-	dir, _, _ := r.pack("v9.9.1", r.release("v9.9.1"))
-	hosting := httptest.NewServer(http.StripPrefix("/bin/", http.FileServer(http.Dir(dir))))
-	defer hosting.Close()
 	upgrade := func(args ...string) *exec.Cmd {
-		cmd := r.command(program, append([]string{"upgrade", "--socket", filepath.Join(r.home, "state", "berthd.sock")}, args...)...)
-		cmd.Env = r.env("BERTH_URL=" + hosting.URL)
-		return cmd
+		return r.command(program, append([]string{"upgrade", "--socket", filepath.Join(r.home, "state", "berthd.sock")}, args...)...)
 	}
 	// runs looks whether a version runs in the same process, with the terminal as it was.
 	runs := func(version string) {
@@ -123,5 +118,22 @@ func TestUpgrade(t *testing.T) {
 	kept("clear; echo kept=$n\n")
 	if got := strings.Fields(r.must(program, "version"))[1]; got != first {
 		t.Errorf("%s is installed, want %s", got, first)
+	}
+}
+
+// TestAutoUpgrade: a berthd that was told to follows its server.
+func TestAutoUpgrade(t *testing.T) {
+	m := newMachine(t)
+	hosted, _, _ := m.pack("v9.9.1", m.release("v9.9.1"))
+	r := newRoadOn(m, "agents:\n  - name: box\n", "--agent-binaries", hosted)
+	program := filepath.Join(r.install("berthd", "berthd-ptyhost"), "berthd")
+	r.agent = r.start(program, []string{"BERTH_URL=" + r.url(), "BERTH_TOKEN=" + r.token, "BERTH_AUTO_UPGRADE=true"}, "run", "--state-dir", filepath.Join(r.home, "state"))
+	r.agent.wait("v9.9.1 serves", 60*time.Second)
+	r.waitConnected(20 * time.Second)
+	if out := r.must(fmt.Sprintf("/proc/%d/exe", r.agent.cmd.Process.Pid), "version"); !strings.HasPrefix(out, "berthd v9.9.1 ") {
+		t.Errorf("what runs is %s", out)
+	}
+	if out := r.agent.output(); strings.Contains(out, r.token) || strings.Count(out, "takes the place of this one") != 2 { // who starts the upgrade says so, and who is told to leave
+		t.Errorf("it said:\n%s", out)
 	}
 }

@@ -243,12 +243,13 @@ func TestInPlace(t *testing.T) {
 	d := start(t, []string{"BERTH_URL=" + srv.URL})
 	d.says("level=WARN", "Wait")
 	pid := d.cmd.Process.Pid
-	ask := func() agent.About {
+	ask := func() (about agent.About) {
 		t.Helper()
-		about, err := agent.AskAbout(t.Context(), filepath.Join(d.state, "s", agent.LocalSocket))
-		if err != nil {
-			t.Fatal(err)
-		}
+		eventually(t, "berthd tells about itself", func() bool { // its socket is made beside the first dial
+			var err error
+			about, err = agent.AskAbout(t.Context(), filepath.Join(d.state, "s", agent.LocalSocket))
+			return err == nil
+		})
 		return about
 	}
 	if about := ask(); about.PID != pid || about.Version != version || about.Server != srv.URL || about.Reachable {
