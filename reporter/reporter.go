@@ -132,8 +132,7 @@ func (r *Reporter) makeLanes(dir string, cfg Config) {
 	r.appStatus = newLane(r, dir, kind[*agentpb.UpdateAppStatusRequest]{
 		name: "app statuses", file: "app-status", bound: maxKept, pace: statusPace,
 		call: func(ctx context.Context, on link, batch []*agentpb.UpdateAppStatusRequest) error {
-			status := batch[0]
-			status.Message, status.Uri = r.mask.String(status.GetMessage()), r.mask.String(status.GetUri())
+			status := r.masked(batch[0]) // again: a secret may have become known since
 			err := errAbsent
 			if on.version.AtLeast(8) {
 				_, err = on.UpdateAppStatus(ctx, status)
@@ -258,7 +257,13 @@ func (r *Reporter) Lifecycle(state agentpb.Lifecycle_State) {
 
 // AppStatus reports what an app is doing. Of each app only the newest is kept, and one a second is sent.
 func (r *Reporter) AppStatus(status *agentpb.UpdateAppStatusRequest) {
-	r.appStatus.put(status.GetSlug(), status)
+	r.appStatus.put(status.GetSlug(), r.masked(status)) // it may wait on the disk
+}
+
+// masked hides the secrets in a status.
+func (r *Reporter) masked(status *agentpb.UpdateAppStatusRequest) *agentpb.UpdateAppStatusRequest {
+	status.Message, status.Uri = r.mask.String(status.GetMessage()), r.mask.String(status.GetUri())
+	return status
 }
 
 // AppHealths reports the health of all apps that are watched. Only the newest report is kept.

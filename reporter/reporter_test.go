@@ -352,9 +352,14 @@ func TestAppStatusGoesByHTTPWhereThereIsNoRPC(t *testing.T) {
 // TestSecretsAreHidden: also those that become known after the report.
 func TestSecretsAreHidden(t *testing.T) {
 	s := newServer(t)
-	m := mask.New()
-	r := open(t, Config{Mask: m})
-	r.AppStatus(&agentpb.UpdateAppStatusRequest{Slug: "a", Message: "with s3cret-value"})
+	m := mask.New("known-before")
+	dir := t.TempDir()
+	r := open(t, Config{Dir: dir, Mask: m})
+	r.AppStatus(&agentpb.UpdateAppStatusRequest{Slug: "a", Message: "with s3cret-value", Uri: "https://x/known-before"})
+	kept := newShelf(dir, "app-status", "", slog.New(slog.DiscardHandler), nil).read().Reports
+	if len(kept) != 1 || bytes.Contains(kept[0].Body, []byte("known-before")) || !bytes.Contains(kept[0].Body, []byte("https://x/[hidden]")) {
+		t.Errorf("on the disk is %q", kept)
+	}
 	r.Metadata("k", &agentpb.WorkspaceAgentMetadata_Result{Value: "s3cret-value", Error: "no s3cret-value"})
 	m.Add("s3cret-value")
 	write(t, r, sourceA, "password: s3cret-value")
