@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/berthd/berth/oom"
+	"github.com/berthd/berth/scripts/hold"
 	"github.com/berthd/berth/shell"
 	"github.com/berthd/berth/wire"
 	"github.com/berthd/berth/wire/agentpb"
@@ -132,13 +133,23 @@ func (m metadataCollector) output(ctx context.Context, script string) (string, e
 	}
 	var out headBuffer
 	cmd := spec.Cmd(ctx)
+	var tree *hold.Tree // all that came of it, also what has left its session; known while it runs
+	cmd.Cancel = func() error {
+		tree = hold.NewTree(cmd.Process.Pid)
+		tree.Signal(syscall.SIGHUP)
+		return nil
+	}
 	cmd.WaitDelay = metadataGrace
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := oom.Start(cmd); err != nil {
 		return "", fmt.Errorf("start cmd: %w", err)
 	}
 	err = shell.Wait(cmd)
-	_ = shell.Signal(cmd.Process, syscall.SIGKILL) // what it left in the background
+	if tree != nil {
+		tree.Kill()
+	} else {
+		_ = shell.Signal(cmd.Process, syscall.SIGKILL) // what it left in the background
+	}
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil
 	}

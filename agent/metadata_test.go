@@ -167,6 +167,20 @@ func TestMetadataLeavesNothingBehind(t *testing.T) {
 	eventually(t, "the child ends", func() bool { return !alive(pid) })
 }
 
+// TestMetadataEndsWhatLeftItsSession, when it runs out of time.
+func TestMetadataEndsWhatLeftItsSession(t *testing.T) {
+	m, got := newCollector()
+	m.collect(t.Context(), &agentpb.WorkspaceAgentMetadata_Description{
+		Key: "k", Script: "setsid sh -c 'echo $$; trap \"\" HUP; while :; do sleep 0.1; done' & wait", Timeout: inSeconds(1),
+	})
+	r := got.results["k"][0]
+	var pid int
+	if _, err := fmt.Sscan(r.GetValue(), &pid); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the child ends", func() bool { return !alive(pid) })
+}
+
 // alive tells whether a process runs; one that only waits to be reaped does not.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
