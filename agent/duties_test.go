@@ -101,7 +101,7 @@ func (s *server) GetResourcesMonitoringConfiguration(context.Context, *agentpb.G
 }
 
 func (s *server) PushResourcesMonitoringUsage(_ context.Context, r *agentpb.PushResourcesMonitoringUsageRequest) (*agentpb.PushResourcesMonitoringUsageResponse, error) {
-	if p := r.GetDatapoints(); len(p) != 1 || p[0].GetMemory().GetTotal() == 0 || p[0].GetVolumes()[0].GetTotal() == 0 {
+	if p := r.GetDatapoints(); len(p) != 1 || p[0].GetMemory().GetTotal() == 0 || len(p[0].GetVolumes()) != 1 || p[0].GetVolumes()[0].GetTotal() == 0 {
 		return nil, fmt.Errorf("window %v", p)
 	}
 	return &agentpb.PushResourcesMonitoringUsageResponse{}, nil

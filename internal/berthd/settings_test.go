@@ -65,7 +65,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 		"terminal-idle-timeout": "9m", "named-terminal-idle-timeout": "24h", "ssh-terminal-grace": "11m", "terminal-scrollback": "500",
 		"tailnet-listen-port": "4242", "relay-only": "1", "block-file-transfer": "true", "block-reverse-port-forwarding": "true",
 		"block-local-port-forwarding": "true", "subsystem": "envbox", "log-format": "json",
-		"tailnet-debug": "true", "devcontainers": "false", "coder-command": "true", "no-reap": "true", "log-level": "debug",
+		"tailnet-debug": "true", "devcontainers": "false", "coder-command": "true", "no-reap": "true", "auto-upgrade": "true", "log-level": "debug",
 	}
 	for _, o := range options {
 		value := values[o.name]
