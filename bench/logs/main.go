@@ -5,7 +5,8 @@
 //	go run ./bench/logs [-rounds 3] [-only loop|file] [-quick] [-bin DIR]
 //
 // Server, agent, script and rsyslog are processes of their own, on loopback, and all share the machine's processors. Processor time
-// is that of berthd or rsyslog alone, from the first line to when the last has been delivered. It takes some five minutes.
+// and memory are those of rsyslog alone, or of berthd and the process that holds the script together, from the first line to when
+// the last has been delivered. It takes some five minutes.
 package main
 
 import (
@@ -49,6 +50,9 @@ func (s *settings) run(ctx context.Context, out io.Writer) error {
 		// What starting costs is over when the first line has arrived.
 		if _, err := w.deliver("echo 0", 1); err != nil {
 			return fmt.Errorf("%w\n%s", err, w.Log())
+		}
+		if err := w.find(); err != nil {
+			return err
 		}
 		part := func(name string, measure func(*world, *settings, io.Writer) error) lab.Part {
 			return lab.Part{Name: name, Measure: func(out io.Writer) error { return measure(w, s, out) }}

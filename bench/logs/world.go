@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -26,6 +28,7 @@ const patience = 10 * time.Minute
 type world struct {
 	*lab.World
 	ask, done string // named pipes to and from the script
+	ours      []int  // berthd, and what holds the script
 }
 
 func start(ctx context.Context, bin, dir string) (*world, error) {
@@ -55,10 +58,9 @@ type spent struct {
 // deliver has the script run a command that prints so many bytes beside its line ends, and waits until they are on the server. Each
 // is there once when their sum is right.
 func (w *world) deliver(command string, size int64) (spent, error) {
-	pid := w.Agent.Process.Pid
-	before, err := lab.Processor(pid)
-	if err == nil {
-		err = lab.ForgetPeak(pid)
+	before, err := w.processor()
+	for _, pid := range w.ours {
+		err = errors.Join(err, lab.ForgetPeak(pid))
 	}
 	var had int64
 	if err == nil {
@@ -90,12 +92,52 @@ func (w *world) deliver(command string, size int64) (spent, error) {
 		}
 	}
 	s.delivered = time.Since(begun)
-	after, err := lab.Processor(pid)
-	if err == nil {
-		s.peak, err = lab.Peak(pid)
+	after, err := w.processor()
+	for _, pid := range w.ours {
+		peak, peakErr := lab.Peak(pid)
+		s.peak, err = s.peak+peak, errors.Join(err, peakErr)
 	}
 	s.processor = after - before
 	return s, err
+}
+
+// processor is the time that our processes have taken.
+func (w *world) processor() (total time.Duration, err error) {
+	for _, pid := range w.ours {
+		one, oneErr := lab.Processor(pid)
+		total, err = total+one, errors.Join(err, oneErr)
+	}
+	return total, err
+}
+
+// find finds our processes: berthd, and its child that holds the script.
+func (w *world) find() error {
+	w.ours = []int{w.Agent.Process.Pid}
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", w.Agent.Process.Pid))
+	if err != nil {
+		return err
+	}
+	for _, list := range lists {
+		children, err := os.ReadFile(list)
+		if err != nil {
+			continue // a thread that has ended
+		}
+		for _, child := range strings.Fields(string(children)) {
+			cmdline, err := os.ReadFile(filepath.Join("/proc", child, "cmdline"))
+			if err != nil || !strings.Contains(string(cmdline), "\x00--script\x00") && !strings.Contains(string(cmdline), "\x00hold-script\x00") {
+				continue
+			}
+			pid, err := strconv.Atoi(child)
+			if err != nil {
+				return err
+			}
+			w.ours = append(w.ours, pid)
+		}
+	}
+	if len(w.ours) != 2 {
+		return fmt.Errorf("%d processes hold the script, want one", len(w.ours)-1)
+	}
+	return nil
 }
 
 // variable returns a variable of the environment in which berth reaches the server.
