@@ -100,7 +100,7 @@ func TestStockClient(t *testing.T) {
 		{"POST", "workspaces/" + id.String() + "/usage", `{"agent_id":"` + uuid.NewString() + `","app_name":"mail"}`, 400, `{"message":"Validation failed.","validations":[{"field":"app_name","detail":"Must be one of ssh, vscode, jetbrains, reconnecting-pty, not \"mail\""},{"field":"agent_id",…`},
 		{"GET", "workspaces?q=colour:red&limit=-1", "", 400, `{"message":"Invalid workspace search query.","validations":[{"field":"q",…`},
 		{"GET", "init-script/plan9/mips", "", 400, `{"message":"Unknown os/arch: plan9/mips"}`},
-		{"GET", "init-script/linux/amd64", "", 404, `{"message":"This control server holds no agent programs.",…`},
+		{"GET", "init-script/linux/amd64", "", 404, `{"message":"This control server starts no agents of Coder.",…`},
 	} {
 		status, body := x.call(tt.method, "/api/v2/"+tt.path, tt.body, x.asUser()...)
 		begin, partial := strings.CutSuffix(tt.want, "…")

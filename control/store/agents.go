@@ -317,6 +317,9 @@ func (s *Store) WatchAgents(ctx context.Context, seen func(map[uuid.UUID]Agent))
 		case <-ctx.Done():
 			return nil
 		case entry, ok := <-watcher.Updates():
+			if !ok && ctx.Err() != nil { // which ends the watcher too
+				return nil
+			}
 			if !ok {
 				return errors.New("cannot watch agents: the store closed")
 			}
