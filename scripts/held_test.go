@@ -171,7 +171,7 @@ func TestScriptsOutliveTheRunner(t *testing.T) {
 	if got := l.printed(agentpb.Log_ERROR); got != errs.String() {
 		t.Errorf("standard error: %d bytes, want %d", len(got), errs.Len())
 	}
-	if third.progress.Runs != nil && len(third.progress.Runs) > 0 {
+	if len(third.progress.Runs) > 0 {
 		t.Errorf("it notes %+v", third.progress)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -92,22 +93,34 @@ func (r *Runner) run(ctx context.Context, run *run, reported func()) outcome {
 // follow is run for a script that is held already.
 func (r *Runner) follow(ctx context.Context, held *hold.Held, t tag, reported func()) outcome {
 	out := r.openOutput(t, held.State.Kept)
-	exits := make(chan hold.Exit, 1)
+	exits, ended := make(chan hold.Exit, 1), make(chan struct{})
 	r.following.Go(func() {
 		defer close(out.eof)
-		out.lost = held.Follow(out.takers, func(e hold.Exit) { exits <- e })
+		out.lost = held.Follow(out.takers, func(e hold.Exit) {
+			exits <- e
+			close(ended)
+		})
+	})
+	hangUp := sync.OnceValue(func() time.Time {
+		_ = held.HangUp() // it fails only if the holder has ended
+		return time.Now()
 	})
 	keepOn := context.AfterFunc(ctx, func() {
 		if !r.left() {
-			_ = held.HangUp() // it fails only if the holder has ended
+			hangUp()
 		}
 	})
 	letLive := context.AfterFunc(r.alive, func() {
 		if r.left() {
 			held.Close()
-		} else {
-			_ = held.Kill()
+			return
 		}
+		select {
+		case <-ended:
+		case <-out.eof:
+		case <-time.After(time.Until(hangUp().Add(stopMargin))): // so much every script has to end
+		}
+		_ = held.Kill()
 	})
 	var exit hold.Exit
 	select {

@@ -238,7 +238,7 @@ func (r *Runner) Leave() {
 	r.following.Wait()
 }
 
-// stopMargin is how much of Stop's time is left for hung-up scripts to end before they are killed.
+// stopMargin is what a hung-up script has to end before it is killed, and how much of Stop's time is left for that.
 const stopMargin = 2 * time.Second
 
 // errLeft is why a runner is not alive any more when what it runs lives on.

@@ -74,7 +74,7 @@ func isVersion(text string) bool {
 }
 
 // versionLetters are those of a semantic version.
-const versionLetters = "v0123456789.-+abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+const versionLetters = "0123456789.-+abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 // Archive is the name of the archive for this machine.
 func Archive() string {

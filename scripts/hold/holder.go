@@ -81,8 +81,9 @@ func Run(job Job, credential *syscall.Credential, conn net.Conn, log *os.File) {
 	h.execute(credential, writes)
 	h.awaitRelease()
 	if l != nil {
-		l.Close()
+		l.Close() // and its file is gone before anybody is told
 	}
+	h.sendAway()
 	for _, s := range h.streams {
 		s.read.Close()
 	}
@@ -91,7 +92,7 @@ func Run(job Job, credential *syscall.Credential, conn net.Conn, log *os.File) {
 	h.conns.Wait()
 }
 
-// awaitRelease waits until the holder is not wanted any more, and sends away who is attached.
+// awaitRelease waits until the holder is not wanted any more.
 func (h *holder) awaitRelease() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -99,6 +100,12 @@ func (h *holder) awaitRelease() {
 		h.changed.Wait()
 	}
 	h.released, h.deaf = true, true
+}
+
+// sendAway ends what is left of a holder that is not wanted any more.
+func (h *holder) sendAway() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.conn != nil {
 		h.conn.Close()
 	}
