@@ -103,21 +103,26 @@ func TestUpgrade(t *testing.T) {
 	}
 	runs(first)
 
-	// One that can tell its version, and then does nothing.
-	broken := filepath.Join(r.tmp, "broken")
-	r.must("mkdir", broken)
-	if err := os.WriteFile(filepath.Join(broken, "berthd"), []byte("#!/bin/sh\n[ $1 = version ] && echo berthd v9.9.2 && exit\nexec sleep 600\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	_, archive, sum := r.pack("v9.9.2", broken)
-	out, err := upgrade("--file", archive, "--sha256", sum, "--timeout", "3s").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "v9.9.2 did not come up within 3s") || !strings.Contains(string(out), first+" is back") {
-		t.Errorf("%v: %s", err, out)
-	}
-	r.waitConnected(20 * time.Second)
-	kept("clear; echo kept=$n\n")
-	if got := strings.Fields(r.must(program, "version"))[1]; got != first {
-		t.Errorf("%s is installed, want %s", got, first)
+	// Those that can tell their version, and then do nothing, or end.
+	for version, broken := range map[string]struct{ does, said string }{
+		"v9.9.2": {"exec sleep 600", "did not come up within 3s: it does not answer"},
+		"v9.9.3": {"exit 1", "did not come up within 2s: it ended"},
+	} {
+		dir := filepath.Join(r.tmp, "broken-"+version)
+		r.must("mkdir", dir)
+		if err := os.WriteFile(filepath.Join(dir, "berthd"), []byte("#!/bin/sh\n[ $1 = version ] && echo berthd "+version+" && exit\n"+broken.does+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		_, archive, sum := r.pack(version, dir)
+		out, err := upgrade("--file", archive, "--sha256", sum, "--timeout", "3s").CombinedOutput()
+		if err == nil || !strings.Contains(string(out), version+" "+broken.said) || !strings.Contains(string(out), first+" is back") {
+			t.Errorf("%v: %s", err, out)
+		}
+		r.waitConnected(20 * time.Second)
+		kept("clear; echo kept=$n\n")
+		if got := strings.Fields(r.must(program, "version"))[1]; got != first {
+			t.Errorf("%s is installed, want %s", got, first)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package berthd
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -40,8 +41,10 @@ const (
 	upgradePoll = 100 * time.Millisecond
 	// leaveTimeout is what a berthd may take to leave for another: its parts stop within half of that.
 	leaveTimeout = 30 * time.Second
-	// supervisorTimeout is how long whoever starts berthd may take to do so again: the pause of our unit for systemd is 5 s.
+	// supervisorTimeout is how long a service manager may take to start a berthd that has ended: the pause of our unit for systemd
+	// is 5 s. Where there is none that we know of, somebody else may still start it at once.
 	supervisorTimeout = 15 * time.Second
+	loneTimeout       = 2 * time.Second
 )
 
 // upgradeOptions are the flags of the verb.
@@ -244,25 +247,34 @@ func (u upgrader) change(ctx context.Context, version string) error {
 	return u.await(ctx, u.timeout, version, u.running.Reachable)
 }
 
-// await waits until a version answers, and can be reached if reachable.
+// await waits until a version answers, and can be reached if reachable. A process that has ended is given the time that another needs to come.
 func (u upgrader) await(ctx context.Context, limit time.Duration, version string, reachable bool) error {
 	missing := "it does not answer"
-	for deadline := time.Now().Add(limit); time.Now().Before(deadline); {
+	began, gone := time.Now(), false
+	for deadline := began.Add(limit); time.Now().Before(deadline); {
+		if !gone && u.running.ended() {
+			gone = true
+			if again := time.Now().Add(u.running.restarts()); again.Before(deadline) {
+				deadline, missing = again, "it ended"
+			}
+		}
 		about, err := agent.AskAbout(ctx, u.at)
 		switch {
+		case err == nil && about.Version == version && (about.Reachable || !reachable):
+			return nil
+		case gone: // and the other is not there yet
 		case err != nil:
+			missing = "it does not answer"
 		case about.Version != version:
 			missing = about.Version + " answers"
-		case reachable && !about.Reachable:
-			missing = "it answers, but cannot be reached by the mesh"
 		default:
-			return nil
+			missing = "it answers, but cannot be reached by the mesh"
 		}
 		if !pauseFor(ctx, upgradePoll) {
 			return ctx.Err()
 		}
 	}
-	return fmt.Errorf("%s did not come up within %s: %s", version, limit, missing)
+	return fmt.Errorf("%s did not come up within %s: %s", version, time.Since(began).Round(time.Second), missing)
 }
 
 // goBack puts the former berthd back and sees to it that it runs.
@@ -279,14 +291,10 @@ func (u upgrader) goBack(ctx context.Context, version string, undo func() error,
 
 // revive has the former berthd run again, whatever became of the process.
 func (u upgrader) revive(ctx context.Context) error {
-	if u.running.process.Signal(syscall.SIGUSR2) == nil {
-		if u.await(ctx, leaveTimeout, u.running.Version, false) == nil {
-			return nil
-		}
-		// It hangs; terminals are another process.
-		_ = u.running.process.Kill()
+	if u.running.process.Signal(syscall.SIGUSR2) == nil && u.await(ctx, leaveTimeout, u.running.Version, false) == nil {
+		return nil
 	}
-	if u.await(ctx, supervisorTimeout, u.running.Version, false) == nil {
+	if u.running.process.Kill() == nil && u.await(ctx, supervisorTimeout, u.running.Version, false) == nil { // it hung; terminals are another process
 		return nil
 	}
 	if err := u.running.start(); err != nil {
@@ -346,6 +354,25 @@ func findRunning(ctx context.Context, socket string) (*running, error) {
 	r.argv, r.environ, r.dir = nulled(argv), nulled(environ), dir
 	r.output, _ = os.OpenFile(proc+"fd/2", os.O_WRONLY|os.O_APPEND, 0) // a socket cannot be opened; then a service manager starts it
 	return r, nil
+}
+
+// ended tells whether the process is gone, or waits for a parent that does not care, as the first of many containers does not.
+func (r *running) ended() bool {
+	if errors.Is(r.process.Signal(syscall.Signal(0)), os.ErrProcessDone) {
+		return true
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.PID))
+	state := stat[bytes.LastIndexByte(stat, ')')+1:] // the command before it may hold anything
+	return err == nil && bytes.HasPrefix(state, []byte(" Z"))
+}
+
+// restarts is how long whoever started it may take to start it again.
+func (r *running) restarts() time.Duration {
+	// systemd gives the first to all that it starts; the second is from our init.
+	if env := newEnvironment(r.environ); env["INVOCATION_ID"] != "" || env[envInit] != "" {
+		return supervisorTimeout
+	}
+	return loneTimeout
 }
 
 func nulled(b []byte) []string { return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00") }
