@@ -105,12 +105,12 @@ func (r *Runner) follow(ctx context.Context, held *hold.Held, t tag, reported fu
 		_ = held.HangUp() // it fails only if the holder has ended
 		return time.Now()
 	})
-	keepOn := context.AfterFunc(ctx, func() {
+	keepOn := after(ctx, func() {
 		if !r.left() {
 			hangUp()
 		}
 	})
-	letLive := context.AfterFunc(r.alive, func() {
+	letLive := after(r.alive, func() {
 		if r.left() {
 			held.Close()
 			return
@@ -147,6 +147,7 @@ func (r *Runner) follow(ctx context.Context, held *hold.Held, t tag, reported fu
 	// All that the process itself wrote is in the pipes by now. It comes before what is said or run next.
 	out.drained(lastWords, r.alive.Done())
 	r.following.Go(func() {
+		defer letLive()
 		if !told {
 			r.tell(held, t, o, out)
 			if t.Stage == agentpb.Timing_START {
@@ -168,9 +169,22 @@ func (r *Runner) follow(ctx context.Context, held *hold.Held, t tag, reported fu
 		}
 		_ = held.Release()
 		held.Wait(r.hangupGrace + holderEnd)
-		letLive()
 	})
 	return o
+}
+
+// after is [context.AfterFunc], but stop waits for the end of f if that has begun.
+func after(ctx context.Context, f func()) (stop func()) {
+	done := make(chan struct{})
+	forget := context.AfterFunc(ctx, func() {
+		defer close(done)
+		f()
+	})
+	return func() {
+		if !forget() {
+			<-done
+		}
+	}
 }
 
 // left tells whether what runs is another process's by now.
