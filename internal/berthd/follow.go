@@ -15,6 +15,7 @@ import (
 	"github.com/berthd/berth/agent"
 	"github.com/berthd/berth/client"
 	"github.com/berthd/berth/internal/upgrade"
+	"github.com/berthd/berth/oom"
 	"github.com/berthd/berth/shell"
 )
 
@@ -100,7 +101,7 @@ func (f *follower) once(ctx context.Context) error {
 	}
 	f.log.Info("the server hosts another version of berthd; it takes the place of this one", "this", version, "other", hosted)
 	cmd := f.command()
-	if err := cmd.Start(); err != nil {
+	if err := oom.Start(cmd); err != nil {
 		return fmt.Errorf("cannot start the upgrade: %w", err)
 	}
 	done := make(chan error, 1)
