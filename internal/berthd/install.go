@@ -2,6 +2,7 @@ package berthd
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -60,7 +61,7 @@ func (s *serviceFlags) open(ctx context.Context, env environment) (*service.Serv
 				return nil, err
 			}
 		}
-		found, err := service.User(ctx, home, orElse(env["XDG_CONFIG_HOME"], filepath.Join(home, ".config")), orElse(env["XDG_STATE_HOME"], filepath.Join(home, ".local/state")))
+		found, err := service.User(ctx, home, cmp.Or(env["XDG_CONFIG_HOME"], filepath.Join(home, ".config")), cmp.Or(env["XDG_STATE_HOME"], filepath.Join(home, ".local/state")))
 		return found, explainSystemd(err)
 	}
 	if os.Getuid() != 0 {
@@ -74,13 +75,6 @@ func (s *serviceFlags) open(ctx context.Context, env environment) (*service.Serv
 	}
 	found, err := service.System(ctx, s.root)
 	return found, explainSystemd(err)
-}
-
-func orElse(value, otherwise string) string {
-	if value == "" {
-		return otherwise
-	}
-	return value
 }
 
 func explainSystemd(err error) error {

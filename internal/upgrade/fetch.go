@@ -197,11 +197,13 @@ func (s Source) download(ctx context.Context, path string, f *os.File) error {
 
 // permanent tells whether an answer will be the same again.
 func permanent(err error) bool {
+	status := http.StatusInternalServerError // no answer at all may be another the next time
 	if e, ok := errors.AsType[*wire.UnexpectedResponse](err); ok {
-		return e.StatusCode < http.StatusInternalServerError && e.StatusCode != http.StatusTooManyRequests
+		status = e.StatusCode
+	} else if e, ok := errors.AsType[*wire.Error](err); ok {
+		status = e.StatusCode
 	}
-	e, ok := errors.AsType[*wire.Error](err)
-	return ok && e.StatusCode < http.StatusInternalServerError && e.StatusCode != http.StatusTooManyRequests
+	return status < http.StatusInternalServerError && status != http.StatusTooManyRequests
 }
 
 // fetchRest makes one attempt at what f lacks, and returns how much it has then.
